@@ -1,0 +1,389 @@
+"Encoding: what it finds, what it makes of odd and broken pictures, and that no interruption shows in the result"
+import errno, io, json, os, shutil, signal, subprocess, sys, time, zlib
+from copy import copy
+from pathlib import Path
+import numpy as np, pytest, torch
+from PIL import Image
+import latentfast.encode as E
+from latentfast.autoencoder import LatentCodec, to_tensor
+from latentfast.encode import encode, image_files, load_picture
+from latentfast.store import LatentStore, read_index
+from conftest import make_codec, make_pictures
+
+ARGS = dict(size=32, batch_size=3, shard_rows=7, progress=False)
+def content(folder): return {f.name: f.read_bytes() for f in Path(folder).iterdir()}
+def errors(store): return {e['key']: e['error'] for e in map(json.loads, (store.path/'errors.jsonl').read_text().splitlines())}
+def all_keys(store): return [d.keys(i) for d in (store.train, store.valid) for i in range(len(d))]
+
+def touch(root, *names):
+    for n in names: (root/n).parent.mkdir(parents=True, exist_ok=True); (root/n).touch()
+    return [(p.key, p.label, p.split) for p in image_files(root)[0]]
+
+# Which pictures ------------------------------------------------------------------------------------------------------------------------
+
+def test_layouts(tmp_path):
+    assert touch(tmp_path/'a', 'Train/b/1.JPG', 'validation/b/2.png', 'val/c/3.png', 'test/4.png', 'other/5.png', '6.png')==[
+        ('Train/b/1.JPG',0,'train'), ('test/4.png',-1,'test'), ('val/c/3.png',1,'valid'), ('validation/b/2.png',0,'valid')]
+    assert [s for _,_,s in touch(tmp_path/'b', *(f'train/x/{i}.png' for i in range(20)))].count('valid')>=1
+    assert {s for _,_,s in touch(tmp_path/'c', '1.png')}=={'train'}                                  # one picture can't be held out
+    assert image_files(tmp_path/'b', 0)[0][0].split=='train' and image_files(tmp_path/'a')[1]==['b','c']
+    assert touch(tmp_path/'d', 'test/1.png', 'valid/2.png')[0][1:2]==(0,)                             # without train/ these are classes
+    assert len(touch(tmp_path/'e', '.x.png', '._1.jpg', '__MACOSX/2.png', 'Thumbs.db', 'k/l/m.webp'))==1
+
+def test_links_and_names(tmp_path):
+    touch(tmp_path/'real', 'cat/1.png'); src = tmp_path/'src'; src.mkdir()
+    os.symlink(tmp_path/'real'/'cat', src/'cat'); os.symlink(src, src/'circle')
+    (src/os.fsdecode(b'caf\xe9.png')).touch(); (src/'naïve 猫.png').touch()
+    assert [p.key for p in image_files(src)[0]]==['caf\\xe9.png', 'cat/1.png', 'naïve 猫.png']
+
+def test_held_out_share(tmp_path):
+    touch(tmp_path/'s', *(f'{i}.png' for i in range(2000)))
+    valid = {v: {p.key for p in image_files(tmp_path/'s', v)[0] if p.split=='valid'} for v in (.1,.2)}
+    assert 150<len(valid[.1])<250 and valid[.1]<valid[.2]
+
+# Odd pictures --------------------------------------------------------------------------------------------------------------------------
+
+def smooth(h=48, w=64):
+    y,x = np.mgrid[:h,:w]/np.array([h,w])[:,None,None]
+    return Image.fromarray((np.stack([x, y, .5+.4*np.sin(6*x+4*y)], -1)*255).round().astype(np.uint8))
+
+def saved(im, fmt, **kw): b = io.BytesIO(); im.save(b, fmt, **kw); b.seek(0); return b
+
+def test_modes():
+    im, want = smooth(), load_picture(saved(smooth(), 'PNG'), 16).astype(int)
+    def same(b, tol=3, w=want): assert np.abs(load_picture(b, 16).astype(int)-w).max()<=tol
+    same(saved(im, 'JPEG', quality=98, subsampling=0), 6); same(saved(im.convert('CMYK'), 'TIFF'))
+    same(saved(im.convert('CMYK'), 'JPEG', quality=98), 8)
+    same(saved(im, 'WEBP', lossless=True)); same(saved(im, 'BMP'), 0); same(saved(im, 'PPM'), 0); same(saved(im.quantize(256), 'GIF'), 24)
+    same(saved(im.convert('RGBA'), 'PNG'), 0)
+    grey = im.convert('L'); wg = load_picture(saved(grey, 'PNG'), 16).astype(int); deep = np.asarray(grey).astype(np.uint16)*257
+    assert wg.shape==(16,16,3) and (wg[...,0]==wg[...,2]).all()
+    same(saved(Image.fromarray(deep), 'PNG'), 1, wg); same(saved(Image.fromarray(deep), 'TIFF'), 1, wg)
+    same(saved(grey.convert('LA'), 'PNG'), 0, wg)
+    same(saved(Image.fromarray(np.asarray(grey).astype(np.float32)/255), 'TIFF'), 1, wg)
+    same(saved(Image.fromarray(np.asarray(grey).astype(np.float32)), 'TIFF'), 1, wg)
+    assert set(np.unique(load_picture(saved(grey.convert('1'), 'PNG'), 48)))>={0,255}
+
+def test_transparent_is_white():
+    clear = Image.new('RGBA', (20,20), (255,0,0,0)); half = Image.new('RGBA', (20,20), (0,0,0,128))
+    assert (load_picture(saved(clear, 'PNG'), 8)==255).all() and np.abs(load_picture(saved(half, 'PNG'), 8).astype(int)-127).max()<=1
+    p = Image.new('P', (20,20), 0); p.putpalette([9,9,9]*256)
+    assert (load_picture(saved(p, 'PNG', transparency=0), 8)==255).all() and (load_picture(saved(p, 'PNG'), 8)==9).all()
+    assert (load_picture(saved(p, 'GIF', transparency=0), 8)==255).all()
+
+@pytest.mark.filterwarnings('ignore:Corrupt EXIF')
+@pytest.mark.parametrize('fmt', ['PNG','JPEG','WEBP'])
+def test_exif(fmt):
+    want = load_picture(saved(smooth(), 'PNG'), 16).astype(int)
+    back = {2:0, 3:1, 4:2, 5:3, 6:4, 7:5, 8:6}
+    undo = [Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.TRANSPOSE,
+            Image.Transpose.ROTATE_90, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_270]
+    for n,i in back.items():
+        e = Image.Exif(); e[274] = n
+        got = load_picture(saved(smooth().transpose(undo[i]), fmt, exif=e, **({} if fmt=='PNG' else dict(quality=98))), 16).astype(int)
+        assert np.abs(got-want).max()<=12, n
+    assert np.abs(load_picture(saved(smooth(), 'JPEG', quality=98, exif=b'Exif\0\0II*\0garbage'), 16)-want).max()<=12
+
+def test_crop():
+    a = np.zeros((20,60,3), np.uint8); a[:,20:40] = 255
+    assert (load_picture(saved(Image.fromarray(a), 'PNG'), 20)==255).all()
+    assert 60<load_picture(saved(Image.fromarray(a), 'PNG'), 20, crop='squash').mean()<110
+    assert load_picture(saved(Image.new('RGB', (1,300)), 'PNG'), 16).shape==(16,16,3)
+
+@pytest.mark.parametrize('crop', ['center','squash'])
+@pytest.mark.parametrize('wh', [(1001,667),(333,775),(640,640)])
+def test_draft_is_safe(wh, crop):
+    "Decoding at reduced size gives the same picture, also where the sizes aren't multiples of 8"
+    rng = np.random.default_rng(0)
+    def noise(n): return Image.fromarray(rng.integers(0,256,(n,n,3),np.uint8)).resize(wh, Image.Resampling.BICUBIC)
+    a = sum(np.asarray(noise(n), float) for n in (4,16,64))/3
+    b = saved(Image.fromarray(a.astype(np.uint8)), 'JPEG', quality=92)
+    fast, full = (load_picture(b, 32, crop, fast=f).astype(float) for f in (True,False))
+    assert np.sqrt(((fast-full)**2).mean())<1.5
+
+def test_no_moire():
+    "Fine stripes average to grey"
+    a = np.zeros((256,256,3), np.uint8); a[:,::2] = 255
+    assert np.abs(load_picture(saved(Image.fromarray(a), 'PNG'), 32).astype(float)-127.5).max()<6
+
+# Broken pictures -----------------------------------------------------------------------------------------------------------------------
+
+def break_some(src):
+    "Ten broken files beside the good ones; gives their keys"
+    rng, noise = np.random.default_rng(0), Image.fromarray(np.random.default_rng(0).integers(0, 256, (60,60,3), np.uint8))
+    d = src/'cat'
+    for fmt in ('png','jpg','webp','gif','bmp','tif'):
+        raw = saved(noise, dict(jpg='JPEG', tif='TIFF').get(fmt, fmt)).getvalue(); (d/f'cut.{fmt}').write_bytes(raw[:len(raw)*6//10])
+    (d/'empty.jpg').touch(); (d/'text.png').write_text('<html>404</html>'); (d/'noise.jpg').write_bytes(b'\xff\xd8\xff'+rng.bytes(500))
+    raw = bytearray(saved(noise, 'PNG').getvalue()); raw[16:24] = (30_000).to_bytes(4, 'big')*2
+    raw[29:33] = zlib.crc32(raw[12:29]).to_bytes(4, 'big')
+    (d/'bomb.png').write_bytes(raw)
+    os.symlink(src/'nowhere.png', d/'link.png')
+    return {f'cat/{n}' for n in ('cut.png','cut.jpg','cut.webp','cut.gif','cut.bmp','cut.tif','empty.jpg','text.png','noise.jpg','bomb.png',
+                                 'link.png')}
+
+def test_broken(pictures, codec, tmp_path):
+    whole = encode(pictures, tmp_path/'whole', codec, **ARGS)
+    bad = break_some(pictures)
+    store = encode(pictures, tmp_path/'store', codec, **ARGS)
+    e = errors(store)
+    assert set(e)==bad and store.index['errors']['rows']==len(bad) and store.problems()==[] and '; 11 could not be used' in repr(store)
+    assert len(store.train)+len(store.valid)+len(bad)==len(image_files(pictures)[0])==24+11
+    for key,why in (('bomb.png','Bomb'), ('link.png','vanished'), ('text.png','not a picture'), ('cut.jpg','truncated')):
+        assert why in e[f'cat/{key}']
+    assert sorted(all_keys(store))==sorted(all_keys(whole)) and errors(whole)=={}
+    assert not any(str(tmp_path) in v for v in e.values())
+
+def test_vanishing(pictures, codec, tmp_path, monkeypatch):
+    "A picture that is deleted after it was listed"
+    files = E.image_files
+    def listed(*args): out = files(*args); os.unlink(out[0][3].path); return out
+    monkeypatch.setattr(E, 'image_files', listed)
+    store = encode(pictures, tmp_path/'store', codec, **ARGS)
+    assert list(errors(store).values())==['FileNotFoundError: the file has vanished'] and len(store.train)+len(store.valid)==23
+
+def test_not_the_pictures_fault(pictures, codec, tmp_path, monkeypatch):
+    "An open-file limit or a lost disk stops the run and isn't blamed on pictures; the same call goes on later"
+    load, n = E.load_picture, iter(range(100))
+    def failing(*args):
+        if next(n)>12: raise OSError(errno.EMFILE, 'Too many open files')
+        return load(*args)
+    monkeypatch.setattr(E, 'load_picture', failing)
+    with pytest.raises(OSError, match='Too many'): encode(pictures, tmp_path/'a', codec, **ARGS, workers=1)
+    monkeypatch.setattr(E, 'load_picture', load)
+    encode(pictures, tmp_path/'a', codec, **ARGS); encode(pictures, tmp_path/'b', codec, **ARGS)
+    assert content(tmp_path/'a')==content(tmp_path/'b')
+
+@pytest.mark.parametrize('ahead', [0,1,3,50])
+def test_decoding_ahead(pictures, ahead):
+    "However far ahead the threads are, batches come in order; leaving early ends the threads"
+    ps, _ = image_files(pictures); batches = [ps[i:i+5] for i in range(0, 24, 5)]
+    out = list(E._decoded(batches, 8, 'center', pictures, 3, ahead, chunk=2))
+    assert [b for b,_ in out]==batches
+    assert all((a==load_picture(p.path, 8)).all() for b,arrays in out for p,a in zip(b, arrays, strict=True))
+    stream = E._decoded(batches, 8, 'center', pictures, 3, ahead); next(stream); stream.close()
+
+def test_all_broken(tmp_path, codec):
+    "Nothing usable is an error; once the pictures are mended the same call works"
+    src = tmp_path/'p'; touch(src, 'a/1.png', 'a/2.png', 'b/3.png')
+    with pytest.raises(ValueError, match='Not one training picture.*such as a/'): encode(src, tmp_path/'s', codec, **ARGS)
+    with pytest.raises(FileNotFoundError, match='unfinished'): LatentStore(tmp_path/'s')
+    for f in src.rglob('*.png'): smooth().save(f)
+    assert len(encode(src, tmp_path/'s', codec, **ARGS).train)==2
+
+# What comes out ------------------------------------------------------------------------------------------------------------------------
+
+def test_latents(pictures, codec, tmp_path):
+    "They are the codec's, in the order of the keys, with the right labels and splits"
+    store = encode(pictures, tmp_path/'s', codec, **ARGS, precision='fp32', valid_pct=.3)
+    listed, classes = image_files(pictures, .3)
+    assert store.classes==classes==['cat','dog'] and store.image_size==32 and store.latent_shape==(4,4,4)
+    assert store.fingerprint==codec.fingerprint
+    for split,ds in (('train',store.train), ('valid',store.valid)):
+        ps = [p for p in listed if p.split==split]
+        z,y = ds.__getitems__(range(len(ds)))
+        assert [ds.keys(i) for i in range(len(ds))]==[p.key for p in ps] and y.tolist()==[p.label for p in ps]
+        want = codec.encode(to_tensor([load_picture(p.path, 32) for p in ps]))
+        assert (z-want).abs().max() < 2e-3*want.abs().max()
+    assert all(s['rows']<=7 for s in store.index['shards']) and len(store.index['shards'])>3
+    store.check_codec(codec)
+    half = encode(pictures, tmp_path/'b', codec, **ARGS, precision='bf16', valid_pct=.3)
+    assert (half.train.gather([0,1]).float()-store.train.gather([0,1]).float()).abs().max()<.05*want.std()
+
+def test_same_whoever_asks(pictures, codec, codec_folder, tmp_path):
+    "Threads, and a codec by name, make no difference to any byte"
+    a = encode(pictures, tmp_path/'a', codec, **ARGS, workers=1)
+    encode(str(pictures), str(tmp_path/'b'), str(codec_folder), **ARGS, workers=5)
+    assert content(tmp_path/'a')==content(tmp_path/'b') and a.codec==str(codec_folder)
+
+def test_unlabelled_and_test_split(codec, tmp_path):
+    make_pictures(tmp_path/'flat', 5, classes=['.'])
+    store = encode(tmp_path/'flat', tmp_path/'s', codec, **ARGS)
+    assert store.classes==[] and store.train.labels.tolist()==[-1]*4 and len(store.valid)==1
+    for split,n in (('train',6), ('val',2), ('test',3)): make_pictures(tmp_path/'tree'/split, n)
+    store = encode(tmp_path/'tree', tmp_path/'t', codec, **ARGS)
+    from latentfast.store import LatentDataset
+    assert store.index['counts']==dict(train=6, valid=2, test=3) and len(LatentDataset(store, 'test'))==3
+
+def test_captions(pictures, codec, tmp_path):
+    caps = {'cat/0000.png':'ein Kätzchen', 'dog/0001.png':'a dog'}
+    store = encode(pictures, tmp_path/'a', codec, **ARGS, captions=caps, valid_pct=0)
+    assert store.train.captions(0)=='ein Kätzchen' and store.train.captions(1) is None
+    (tmp_path/'m.jsonl').write_text('\n'.join(json.dumps(dict(file_name=k, text=v)) for k,v in caps.items()))
+    encode(pictures, tmp_path/'b', codec, **ARGS, captions=tmp_path/'m.jsonl', valid_pct=0)
+    assert content(tmp_path/'a')==content(tmp_path/'b')
+    with pytest.raises(ValueError, match='captions are others now'):
+        encode(pictures, tmp_path/'a', codec, **ARGS, captions={**caps, 'dog/0001.png':'x'}, valid_pct=0)
+    with pytest.raises(ValueError, match="'x' .*the names have to agree|'x', .*the names have to agree"):
+        encode(pictures, tmp_path/'c', codec, captions={'x':'y'})
+    (tmp_path/'bad.jsonl').write_text('{"key": 1}\nx')
+    with pytest.raises(ValueError, match='JSON objects'): encode(pictures, tmp_path/'c', codec, captions=tmp_path/'bad.jsonl')
+    with pytest.raises(FileNotFoundError): encode(pictures, tmp_path/'c', codec, captions='nowhere.jsonl')
+
+def test_own_size(codec, tmp_path):
+    make_pictures(tmp_path/'p', 4, size=(50,40)); make_pictures(tmp_path/'q', 4, size=(50,44))
+    assert encode(tmp_path/'p', tmp_path/'a', codec, **{**ARGS, 'size':None}).image_size==40
+    with pytest.raises(ValueError, match='size=44 is the short side of cat/0000.png.*such as 40 or 48'):
+        encode(tmp_path/'q', tmp_path/'b', codec, **{**ARGS, 'size':None})
+
+# Refusals ------------------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('change,message', [
+    (dict(size=36), 'multiple of 8, such as 32 or 40'), (dict(size=4), 'such as 8'), (dict(size=0), 'size=0'),
+    (dict(size=32.5), 'whole number'), (dict(size='x'), 'whole number'), (dict(batch_size=0), 'batch_size=0'),
+    (dict(shard_rows=-1), 'shard_rows=-1'), (dict(workers=0), 'workers=0'), (dict(valid_pct=1), 'valid_pct=1'),
+    (dict(crop='top'), "crop='top'"), (dict(precision='fp8'), "precision='fp8'"), (dict(codec=3), 'codec is a int')])
+def test_arguments(pictures, codec, tmp_path, change, message):
+    with pytest.raises(ValueError, match=message): encode(pictures, tmp_path/'s', **{**ARGS, 'codec':codec, **change})
+    assert not (tmp_path/'s').exists()
+
+def test_sources(codec, tmp_path):
+    with pytest.raises(FileNotFoundError, match='no folder'): encode(tmp_path/'x', tmp_path/'s', codec)
+    (tmp_path/'x').mkdir(); (tmp_path/'x'/'a.txt').touch()
+    with pytest.raises(ValueError, match='no pictures: 1 files'): encode(tmp_path/'x', tmp_path/'s', codec)
+    with pytest.raises(FileNotFoundError): encode(make_pictures(tmp_path/'p', 2), tmp_path/'s', './no-codec')
+    assert not (tmp_path/'s').exists()
+
+def test_foreign_folder(pictures, codec, tmp_path):
+    f = tmp_path/'mine'; f.mkdir(); (f/'thesis.tex').write_text('x'); before = content(f)
+    with pytest.raises(ValueError, match=r'holds something else \(thesis.tex\)'): encode(pictures, f, codec, **ARGS)
+    assert content(f)==before
+    with pytest.raises(ValueError, match='is a file'): encode(pictures, f/'thesis.tex', codec, **ARGS)
+    (tmp_path/'new').mkdir()
+    encode(pictures, tmp_path/'new', codec, **ARGS)
+
+def interrupted(pictures, path, codec, batches, **kw):
+    "Run into Ctrl-C after some batches"
+    c, left = copy(codec), iter(range(batches))
+    def stop(x):
+        if next(left, None) is None: raise KeyboardInterrupt
+        return codec.encode(x)
+    c.encode = stop
+    with pytest.raises(KeyboardInterrupt): encode(pictures, path, c, **{**ARGS, **kw})
+
+def test_changed_arguments(pictures, codec, tmp_path):
+    "On an unfinished store and on a finished one; nothing is touched"
+    path = tmp_path/'s'; other = LatentCodec.from_pretrained(str(make_codec(tmp_path/'codec', seed=1)))
+    interrupted(pictures, path, codec, 4)
+    for finished in (False, True):
+        before = content(path)
+        for change,message in ((dict(size=40), 'size=32 then and 40 now'), (dict(batch_size=4), 'batch_size=3 then'),
+                               (dict(shard_rows=8), 'shard_rows'), (dict(codec=other), 'fingerprint'),
+                               (dict(crop='squash'), "crop='center' then and 'squash' now"), (dict(valid_pct=.5), 'valid_pct=0.1 then'),
+                               (dict(precision='fp32'), "precision='bf16'")):
+            if change.get('precision')==read_precision(path): continue
+            with pytest.raises(ValueError, match=message): encode(pictures, path, **{**ARGS, 'codec':codec, **change})
+        smooth().save(pictures/'dog'/'new.png')
+        with pytest.raises(ValueError, match='pictures=24 then and 25 now'): encode(pictures, path, codec, **ARGS)
+        os.rename(pictures/'dog'/'0001.png', pictures/'dog'/'moved.png'); os.unlink(pictures/'dog'/'new.png')
+        with pytest.raises(ValueError, match='names, classes'): encode(pictures, path, codec, **ARGS)
+        os.rename(pictures/'dog'/'moved.png', pictures/'dog'/'0001.png')
+        assert content(path)==before
+        encode(pictures, path, codec, **ARGS)
+    (path/'plan.json').write_text('{'); (path/'index.json').unlink()
+    with pytest.raises(ValueError, match='plan.json is damaged'): encode(pictures, path, codec, **ARGS)
+
+def read_precision(path):
+    return (json.loads((path/'plan.json').read_text()) if (path/'plan.json').exists() else read_index(path)['encode'])['precision']
+
+def test_finished_before(pictures, codec, tmp_path, capsys):
+    encode(pictures, tmp_path/'s', codec, **ARGS); before = {f.name: f.stat().st_mtime_ns for f in (tmp_path/'s').iterdir()}
+    c = copy(codec); c.encode = None
+    assert len(encode(pictures, tmp_path/'s', c, **{**ARGS, 'progress':True}).train)==18
+    assert 'finished before' in capsys.readouterr().out and before=={f.name: f.stat().st_mtime_ns for f in (tmp_path/'s').iterdir()}
+
+def test_foreign_store(pictures, codec, tmp_path):
+    from test_store import make_store
+    path = make_store(tmp_path/'s')[0].path; before = content(path)
+    with pytest.raises(ValueError, match='not made by encode'): encode(pictures, path, codec, **ARGS)
+    assert content(path)==before
+
+# Interruptions -------------------------------------------------------------------------------------------------------------------------
+
+def test_interrupted_at_every_batch(pictures, codec, tmp_path):
+    encode(pictures, tmp_path/'whole', codec, **ARGS)
+    for n in range(9):
+        interrupted(pictures, tmp_path/f'{n}', codec, n)
+        if n>4: interrupted(pictures, tmp_path/f'{n}', codec, 1)
+        assert not (tmp_path/f'{n}'/'index.json').exists()
+        encode(pictures, tmp_path/f'{n}', codec, **ARGS)
+        assert content(tmp_path/f'{n}')==content(tmp_path/'whole')
+
+def test_killed_between_any_two_steps(pictures, codec, tmp_path, monkeypatch):
+    "As if the machine stopped before each of the renames and deletions that a run does; what was being written stays behind"
+    encode(pictures, tmp_path/'whole', codec, **ARGS)
+    class Dead(BaseException): pass
+    replace, unlink = os.replace, Path.unlink
+    for n in range(8):
+        left = iter(range(n))
+        def step(f):
+            def wrapped(*args, **kw):
+                if next(left, None) is None: raise Dead
+                return f(*args, **kw)
+            return wrapped
+        with monkeypatch.context() as m:
+            m.setattr(os, 'replace', step(replace))
+            m.setattr(Path, 'unlink', lambda self, **kw: None if self.name.endswith(('.tmp','.lock')) else step(unlink)(self, **kw))
+            try: encode(pictures, tmp_path/f'{n}', codec, **ARGS)
+            except Dead: pass
+        encode(pictures, tmp_path/f'{n}', codec, **ARGS)
+        assert content(tmp_path/f'{n}')==content(tmp_path/'whole')
+
+def test_mending(pictures, codec, tmp_path):
+    "Of a finished store only those shards are made again that are gone or cut; a wrong shard in an unfinished one isn't kept"
+    store = encode(pictures, tmp_path/'s', codec, **ARGS); path, before = store.path, content(store.path)
+    os.truncate(path/'train-00001.arrow', 700); (path/'valid-00000.arrow').unlink(); kept = (path/'train-00000.arrow').stat().st_mtime_ns
+    encode(pictures, path, codec, **ARGS)
+    assert content(path)==before and kept==(path/'train-00000.arrow').stat().st_mtime_ns
+    interrupted(pictures, tmp_path/'t', codec, 7)
+    shutil.copy(path/'train-00001.arrow', tmp_path/'t'/'train-00000.arrow'); (tmp_path/'t'/'train-00001.arrow').write_bytes(b'junk')
+    (tmp_path/'t'/'train-00002.arrow.tmp').write_bytes(b'junk')
+    encode(pictures, tmp_path/'t', codec, **ARGS)
+    assert content(tmp_path/'t')==before
+    raw = bytearray(before['index.json']); raw[100] ^= 1; (path/'index.json').write_bytes(raw)
+    with pytest.raises(ValueError, match='index.json is damaged'): encode(pictures, path, codec, **ARGS)
+
+SERVER = '''
+"Encode in a forked process for each line that comes in, so that torch is imported once"
+import json, os, sys, time
+from latentfast.encode import encode, LatentCodec
+import torch; torch.set_num_threads(1)
+codec = LatentCodec.from_pretrained(sys.argv[1]); fast = codec.encode
+for line in sys.stdin:
+    src, path, wait = json.loads(line)
+    if not (pid := os.fork()):
+        def slow(x): time.sleep(wait); return fast(x)
+        codec.encode = slow
+        encode(src, path, codec, size=32, batch_size=3, shard_rows=7, progress=False)
+        os._exit(0)
+    print(pid, flush=True)
+    print(os.waitpid(pid, 0)[1], flush=True)
+'''
+
+def test_kill_9(codec, codec_folder, tmp_path):
+    "Killed at three random moments, one of them while we are locked out; the fourth call makes what an unbroken run makes"
+    src, path, rng = make_pictures(tmp_path/'p', 90), tmp_path/'s', np.random.default_rng()
+    break_some(src)
+    env = dict(os.environ, OMP_NUM_THREADS='1',
+               PYTHONPATH=os.pathsep.join([str(Path(E.__file__).parents[1]), os.environ.get('PYTHONPATH', '')]))
+    server = subprocess.Popen([sys.executable, '-c', SERVER, codec_folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env,
+                              text=True)
+    def start(path, wait=.05):
+        server.stdin.write(json.dumps([str(src), str(path), wait])+'\n'); server.stdin.flush()
+        return int(server.stdout.readline())
+    def ended(): return int(server.stdout.readline())
+    shards = []
+    for n in range(3):
+        pid = start(path)
+        while not (path/'plan.json').exists(): time.sleep(.002)
+        time.sleep(rng.random()*.25)
+        if n==0:
+            with pytest.raises(ValueError, match=f'another process .process {pid} on'): encode(src, path, codec, **ARGS)
+        os.kill(pid, signal.SIGKILL)
+        assert ended()==signal.SIGKILL
+        shards.append(len(list(path.glob('*.arrow'))))
+        with pytest.raises(FileNotFoundError, match='unfinished'): LatentStore(path)
+    for p in (path, tmp_path/'whole'): start(p, 0); assert ended()==0
+    server.stdin.close(); server.wait()
+    store = LatentStore(path)
+    assert shards==sorted(shards) and content(path)==content(tmp_path/'whole') and store.problems()==[] and len(errors(store))==11
