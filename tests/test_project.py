@@ -1,0 +1,47 @@
+"What holds for the project as a whole."
+import ast, configparser, json, re, subprocess, sys
+from pathlib import Path
+import latentfast
+
+ROOT = Path(__file__).parent.parent
+ORDER = ['scenes','autoencoder','store','encode','data','callbacks','classifier','schedule','conditioning','unet','perceptual','sampling','training','pipeline',
+         'evaluation','lpips','vae_training','demo','cli']
+
+def python(code): return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+def test_importing_the_package_or_its_command_is_light():
+    assert python('import sys, latentfast, latentfast.cli; print("torch" in sys.modules or "fastai" in sys.modules)')=='False\n'
+
+def test_all_gives_everything():
+    assert python('from latentfast.all import *; print(LatentCodec.__name__, LatentStore.__name__, diffusion_learner.__name__, sample.__name__, fid.__name__, encode.__name__, evaluate.__name__)').split()==[
+        'LatentCodec','LatentStore','diffusion_learner','sample','fid','encode','evaluate']
+
+def test_a_module_imports_only_from_those_above_it():
+    for i,name in enumerate(ORDER):
+        path = ROOT/'latentfast'/f'{name}.py'
+        if not path.exists(): continue
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            if isinstance(node, ast.ImportFrom) and node.level: siblings = [node.module] if node.module else [a.name for a in node.names]
+            elif isinstance(node, ast.ImportFrom) and (node.module or '').startswith('latentfast.'): siblings = [node.module.split('.')[1]]
+            else: continue
+            assert all(ORDER.index(s)<i for s in siblings), f'{name} imports {siblings}'
+
+def test_every_module_is_in_the_order():
+    assert {p.stem for p in (ROOT/'latentfast').glob('*.py')} - {'__init__','_modidx','all'} <= set(ORDER)
+
+def test_versions_agree():
+    config = configparser.ConfigParser(interpolation=None); config.read(ROOT/'settings.ini')
+    assert config['DEFAULT']['version']==latentfast.__version__
+
+def test_the_bundled_autoencoder_is_small_and_ships():
+    folder = ROOT/'latentfast'/'models'/'tiny'
+    assert (folder/'diffusion_pytorch_model.safetensors').stat().st_size < 6_000_000 and (folder/'config.json').exists()
+    assert 'models/*/*' in (ROOT/'setup.py').read_text()
+
+def test_nothing_is_unpickled():
+    for p in (ROOT/'latentfast').glob('*.py'):
+        for call in re.findall(r'torch\.load\([^)]*\)', p.read_text(encoding='utf-8')): assert 'weights_only=True' in call, f'{p.name}: {call}'
+        assert not re.search(r'pickle\.loads?\(|trust_remote_code', p.read_text(encoding='utf-8')), p.name
+
+def test_notebooks_stay_small():
+    for p in (ROOT/'nbs').rglob('*.ipynb'): assert p.stat().st_size < 1_500_000, f'{p.name} has {p.stat().st_size//1024} KB: draw fewer or smaller pictures'
