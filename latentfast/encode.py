@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SUFFIXES', 'Picture', 'image_files', 'load_picture', 'encode']
 
-# %% ../nbs/03_encode.ipynb #426f4468
+# %% ../nbs/03_encode.ipynb #8d9198cf
 import errno, hashlib, json, os, socket, warnings
 from collections import deque, namedtuple
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +17,7 @@ from PIL import Image
 from .autoencoder import LatentCodec, fast_dtype
 from .store import LatentStore, read_index, replacing, shard_record, write_index, write_shard, _open_shard, _shard_problem
 
-# %% ../nbs/03_encode.ipynb #34a1f391
+# %% ../nbs/03_encode.ipynb #b46eb83f
 SUFFIXES = {'.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm', '.pnm', '.avif', '.jp2'}
 _SPLITS = dict(train='train', training='train', valid='valid', val='valid', validation='valid', test='test', testing='test')
 Picture = namedtuple('Picture', 'path key label split')
@@ -60,7 +60,7 @@ def image_files(
     label = {None:-1, **{c:i for i,c in enumerate(classes)}}
     return sorted((Picture(p, k, label[c], s) for p,k,c,s in rows), key=lambda p: p.key), classes
 
-# %% ../nbs/03_encode.ipynb #5f8992dd
+# %% ../nbs/03_encode.ipynb #ca638906
 _TURN = {2:Image.Transpose.FLIP_LEFT_RIGHT, 3:Image.Transpose.ROTATE_180, 4:Image.Transpose.FLIP_TOP_BOTTOM, 5:Image.Transpose.TRANSPOSE,
          6:Image.Transpose.ROTATE_270, 7:Image.Transpose.TRANSVERSE, 8:Image.Transpose.ROTATE_90}
 
@@ -98,7 +98,7 @@ def load_picture(
         out = _rgb(im).resize((size,size), Image.Resampling.LANCZOS, box=box, reducing_gap=3)
     return np.asarray(out if turn is None else out.transpose(turn))
 
-# %% ../nbs/03_encode.ipynb #a9ea2073
+# %% ../nbs/03_encode.ipynb #b7df004a
 _NOT_THE_PICTURE = {getattr(errno, e, None) for e in 'EMFILE ENFILE ENOMEM EIO ESTALE ENOTCONN ETIMEDOUT ENODEV ENXIO'.split()} - {None}
 
 def _load(pictures, size, crop, root):
@@ -126,7 +126,7 @@ def _decoded(batches, size, crop, root, workers, ahead=0, chunk=8):
         while queue: yield first()
     finally: pool.shutdown(cancel_futures=True)
 
-# %% ../nbs/03_encode.ipynb #c004c0d8
+# %% ../nbs/03_encode.ipynb #ff87e508
 @torch.inference_mode()
 def _encode_batch(codec, pictures, dtype):
     "A list of uint8 pictures to float16 latents on the codec's device"
@@ -134,7 +134,7 @@ def _encode_batch(codec, pictures, dtype):
     cast = dtype!=torch.float32 and codec.dtype==torch.float32
     with torch.autocast(codec.device.type, dtype, enabled=cast): return codec.encode(x).half()
 
-# %% ../nbs/03_encode.ipynb #e0d7315d
+# %% ../nbs/03_encode.ipynb #dacd263f
 def _picture_hash(pictures, classes, captions):
     "One hash for all pictures' keys, classes, splits and captions"
     h = hashlib.sha256()
@@ -152,7 +152,7 @@ def _check_plan(path, old, new):
     if differ:
         raise ValueError(f'{path} was begun by another call: {"; ".join(differ)}. Give the same arguments to finish it, or another folder.')
 
-# %% ../nbs/03_encode.ipynb #96148cb4
+# %% ../nbs/03_encode.ipynb #0202c053
 def _try_lock(f):
     "Lock an open file without waiting; OSError if another has it"
     try: import fcntl
@@ -181,7 +181,7 @@ def _locked(path):
         if os.name=='posix': file.unlink(missing_ok=True)
         f.close()
 
-# %% ../nbs/03_encode.ipynb #3ae8d5d6
+# %% ../nbs/03_encode.ipynb #58564bc4
 def _finished_shard(file, pictures, shape):
     "The record of a shard that an earlier run wrote, and its errors; None if it isn't there, or isn't whole"
     try:
@@ -198,7 +198,7 @@ def _shards(pictures, rows):
         ps = [p for p in pictures if p.split==split]
         for i in range(0, len(ps), rows): yield f'{split}-{i//rows:05d}.arrow', ps[i:i+rows]
 
-# %% ../nbs/03_encode.ipynb #98f64d3e
+# %% ../nbs/03_encode.ipynb #a8313808
 def _captions(captions, pictures):
     "Captions as {key: text}"
     if captions is None: return None
@@ -216,7 +216,7 @@ def _captions(captions, pictures):
                          f'{pictures[0].key!r}, ...: the names have to agree.')
     return captions
 
-# %% ../nbs/03_encode.ipynb #84981de3
+# %% ../nbs/03_encode.ipynb #cca3ebdd
 def _whole(name, x, least=1):
     if isinstance(x, bool) or not isinstance(x, (int, np.integer)) or x<least:
         raise ValueError(f'{name}={x} was given; it has to be a whole number, {least} or more.')
@@ -248,7 +248,7 @@ def _bar(**kwargs):
     look = '{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, ends {eta:%H:%M}, {rate_fmt}]'
     return tqdm(bar_format=look, unit=' pictures', **kwargs)
 
-# %% ../nbs/03_encode.ipynb #a1addcc1
+# %% ../nbs/03_encode.ipynb #201067bf
 def _finished(path, plan):
     "The store, if the same call finished it before; None if there is none, or shards of it are gone or cut short"
     if not (path/'index.json').exists() or (path/'plan.json').exists(): return None  # the plan is the last thing to go
@@ -277,7 +277,7 @@ def _begin(path, plan, auto):
     with replacing(file) as f: f.write(json.dumps(plan, indent=1).encode())
     return plan
 
-# %% ../nbs/03_encode.ipynb #24160280
+# %% ../nbs/03_encode.ipynb #06f8d5ab
 def _encode_shard(stream, file, pictures, batch_size, codec, shape, dtype, captions, bar):
     "Take a shard's decoded batches from `stream`, encode them and write the shard; gives its record and its errors"
     zs, used, errors = [], [], []

@@ -6,12 +6,12 @@
 __all__ = ['frechet_distance', 'fid', 'kid', 'precision_recall', 'features', 'latent_stats', 'picture_stats', 'nearest',
            'evaluate', 'report']
 
-# %% ../nbs/13_evaluation.ipynb #849d37f1
+# %% ../nbs/13_evaluation.ipynb #a17df594
 import math
 import numpy as np, torch
 from torch import Tensor
 
-# %% ../nbs/13_evaluation.ipynb #a3488ac6
+# %% ../nbs/13_evaluation.ipynb #6de5d759
 def frechet_distance(
     mu1:Tensor,  # Mean of the first Gaussian [F]
     cov1:Tensor, # Its covariance [F,F]
@@ -27,7 +27,7 @@ def frechet_distance(
     cross = torch.linalg.eigvalsh(root@cov2@root).clamp(min=0).sqrt().sum()
     return max(0., ((mu1-mu2).square().sum() + cov1.trace() + cov2.trace() - 2*cross).item())
 
-# %% ../nbs/13_evaluation.ipynb #aea6b36b
+# %% ../nbs/13_evaluation.ipynb #3b10a6f5
 def _check(f1, f2, least=2):
     "Two float64 feature matrices that can be compared"
     f1,f2 = (torch.as_tensor(f).detach().cpu().double() for f in (f1,f2))
@@ -48,14 +48,14 @@ def fid(
     f1,f2 = _check(f1, f2)
     return frechet_distance(f1.mean(0), f1.T.cov(), f2.mean(0), f2.T.cov())
 
-# %% ../nbs/13_evaluation.ipynb #0d997859
+# %% ../nbs/13_evaluation.ipynb #3d913d4b
 def _mmd(x, y):
     "Unbiased squared MMD of two samples [n,F], [m,F] with the kernel (x·y/F+1)³"
     k = lambda a,b: (a@b.T/a.shape[1]+1)**3
     off = lambda m: (m.sum()-m.diagonal().sum())/(len(m)*(len(m)-1))
     return (off(k(x,x)) + off(k(y,y)) - 2*k(x,y).mean()).item()
 
-# %% ../nbs/13_evaluation.ipynb #d21862c6
+# %% ../nbs/13_evaluation.ipynb #111f9f51
 def kid(
     f1:Tensor,             # Features [N1,F]
     f2:Tensor,             # Features [N2,F]
@@ -72,7 +72,7 @@ def kid(
     ks = torch.tensor([_mmd(pick(f1), pick(f2)) for _ in range(subsets)], dtype=torch.float64)
     return ks.mean().item(), (ks.std()*math.sqrt(m/(n-m))).item()
 
-# %% ../nbs/13_evaluation.ipynb #5466c0d3
+# %% ../nbs/13_evaluation.ipynb #0fc16142
 def _dist(a, b, chunk=1024):
     "Distances [N,M], by rows of `a`"
     for part in a.split(chunk): yield torch.cdist(part, b)
@@ -91,7 +91,7 @@ def precision_recall(
     f_gen,f_real = _check(f_gen, f_real, least=k+1)
     return _covered(f_gen, f_real, k), _covered(f_real, f_gen, k)
 
-# %% ../nbs/13_evaluation.ipynb #4e838699
+# %% ../nbs/13_evaluation.ipynb #afd9d1b3
 @torch.inference_mode()
 def features(
     net,         # A network with `.features(z)`, or any function of a batch; a module is switched to eval for this
@@ -110,7 +110,7 @@ def features(
     if out.ndim!=2: raise ValueError(f'features: the network gave {list(out.shape)}; [N,F] or [N,F,h,w] is needed.')
     return out
 
-# %% ../nbs/13_evaluation.ipynb #3e3e80b9
+# %% ../nbs/13_evaluation.ipynb #5792ecc6
 def latent_stats(
     z:Tensor # Latents [N,C,h,w]
 ) -> dict:   # `mean` and `std`, each a list of C numbers
@@ -119,7 +119,7 @@ def latent_stats(
     z = z.detach().double()
     return dict(mean=z.mean((0,2,3)).tolist(), std=z.std((0,2,3)).tolist())
 
-# %% ../nbs/13_evaluation.ipynb #8546eead
+# %% ../nbs/13_evaluation.ipynb #808470ae
 def picture_stats(
     x:Tensor # Pictures [N,3,H,W] in [-1,1]
 ) -> dict:   # `brightness`, `contrast`, `saturation`, each 0 to 1 and a mean over the pictures
@@ -129,7 +129,7 @@ def picture_stats(
     luma = (x*x.new_tensor([.299,.587,.114]).view(3,1,1)).sum(1)
     return dict(brightness=luma.mean().item(), contrast=luma.flatten(1).std(1).mean().item(), saturation=(x.amax(1)-x.amin(1)).mean().item())
 
-# %% ../nbs/13_evaluation.ipynb #65fe01b5
+# %% ../nbs/13_evaluation.ipynb #a1456943
 def nearest(
     f_gen:Tensor,   # Features of the samples [N,F]
     f_train:Tensor, # Features of the training pictures [M,F]
@@ -140,7 +140,7 @@ def nearest(
     if not 1<=k<=len(f_train): raise ValueError(f'nearest: k={k} was given; give 1 to {len(f_train)}, the rows of f_train.')
     return torch.cat([d.topk(k, largest=False).indices for d in _dist(f_gen, f_train)])
 
-# %% ../nbs/13_evaluation.ipynb #3d4bb555
+# %% ../nbs/13_evaluation.ipynb #fb37f5c8
 def _draw(ds, n, normalizer, rng):
     "`n` normalised latents of a split, or all if there are fewer"
     idx = np.sort(rng.permutation(len(ds))[:n])
@@ -177,7 +177,7 @@ def evaluate(
     return dict(fid=fid(f, fr), floor_fid=fid(fo, fr), kid=k, kid_se=se, floor_kid=fk, floor_kid_se=fse, precision=p, recall=r,
                 n=len(z), n_real=len(zr), split=split, features=_name(net, f.shape[1]), latents=latent_stats(z), real_latents=latent_stats(zr))
 
-# %% ../nbs/13_evaluation.ipynb #05435a20
+# %% ../nbs/13_evaluation.ipynb #56e3264f
 def report(
     scores:dict # What `evaluate` gave
 ) -> str:       # A few lines

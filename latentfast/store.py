@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'VERSION', 'replacing', 'shard_record', 'write_shard', 'LatentNormalizer', 'read_index', 'write_index',
            'store_problems', 'LatentDataset', 'LatentStore']
 
-# %% ../nbs/02_store.ipynb #ca3b3e6c
+# %% ../nbs/02_store.ipynb #79627381
 import hashlib, json, os, re
 from bisect import bisect
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np, pyarrow as pa, torch
 from torch import Tensor
 
-# %% ../nbs/02_store.ipynb #e82221a7
+# %% ../nbs/02_store.ipynb #60f6c504
 def _sync_dir(path):
     "Have the disk confirm what was renamed in folder `path` (some systems can't, and need not)"
     try: fd = os.open(path, os.O_RDONLY)
@@ -39,14 +39,14 @@ def replacing(
     except BaseException: tmp.unlink(missing_ok=True); raise
     _sync_dir(path.parent)
 
-# %% ../nbs/02_store.ipynb #cf28e5b6
+# %% ../nbs/02_store.ipynb #b03a5731
 def _schema(shape, captions=False, **notes):
     "The columns of a shard; `notes` go with them as JSON"
     fields = [('latent', pa.list_(pa.float16(), prod(shape))), ('label', pa.int64()), ('key', pa.string())]
     metadata = {k: json.dumps(v) for k,v in dict(latent_shape=list(shape), **notes).items()}
     return pa.schema(fields+[('caption', pa.string())]*captions, metadata=metadata)
 
-# %% ../nbs/02_store.ipynb #41b016c2
+# %% ../nbs/02_store.ipynb #cb2c38af
 def _sha256(path):
     "Checksum of a file, in hex"
     h = hashlib.sha256()
@@ -62,7 +62,7 @@ def _channel_sums(latents, rows=64):
         total += a.sum(-1).sum(0); squares += np.square(a, out=a).sum(-1).sum(0)
     return total, squares
 
-# %% ../nbs/02_store.ipynb #ceafd3e3
+# %% ../nbs/02_store.ipynb #19ef6972
 def _damaged(file, why): return ValueError(f'{file} is damaged: {why}')
 
 def _open_shard(path, shape=None):
@@ -89,7 +89,7 @@ def _latents(batch, shape):
     "The latents of a record batch as float16 [n,C,h,w] without a copy (`flatten`, unlike `values`, heeds the batch's offset)"
     return batch.column('latent').flatten().to_numpy(zero_copy_only=True).reshape(-1, *shape)
 
-# %% ../nbs/02_store.ipynb #6d597d8a
+# %% ../nbs/02_store.ipynb #ae5e544c
 def shard_record(
     path  # A shard's file
 ) -> dict: # file, rows, bytes, checksum (sha256 in hex), and `sum` and `sumsq` of each channel
@@ -126,7 +126,7 @@ def write_shard(
     with replacing(path) as f, pa.ipc.new_stream(f, schema) as out: out.write_batch(pa.record_batch(columns, schema=schema))
     return shard_record(path)
 
-# %% ../nbs/02_store.ipynb #dc86ff1e
+# %% ../nbs/02_store.ipynb #27fbd319
 class LatentNormalizer:
     "Shift and scale each channel to mean 0 and standard deviation 1, and back"
     def __init__(self,
@@ -166,7 +166,7 @@ class LatentNormalizer:
     def __eq__(self, o): return isinstance(o, LatentNormalizer) and self.to_dict()==o.to_dict()
     def __repr__(self): return f'LatentNormalizer(mean={[round(o,4) for o in self.mean]}, std={[round(o,4) for o in self.std]})'
 
-# %% ../nbs/02_store.ipynb #2d6b338f
+# %% ../nbs/02_store.ipynb #750354c9
 FORMAT, VERSION = 'latentfast store', 1
 _ZEROS = b'0'*64
 
@@ -183,7 +183,7 @@ def _unseal(raw, file):
         raise _damaged(file, 'its checksum does not fit what it says. Copy the store again, or encode into a new folder.')
     return index
 
-# %% ../nbs/02_store.ipynb #5d4be14c
+# %% ../nbs/02_store.ipynb #519c89ef
 def _check_index(index, file):
     "Raise ValueError unless `index` has what a store of our version has"
     if index.get('format')!=FORMAT: raise ValueError(f'{file} does not belong to a latent store.')
@@ -216,7 +216,7 @@ def read_index(
     _check_index(index, file)
     return index
 
-# %% ../nbs/02_store.ipynb #cf54f30d
+# %% ../nbs/02_store.ipynb #27a4408f
 def _moments(shards):
     "Mean and standard deviation of each channel from shard records and the number of values in each"
     n = sum(s['values'] for s in shards)
@@ -249,7 +249,7 @@ def write_index(
     with replacing(path/'index.json') as f: f.write(_seal(index))
     return index
 
-# %% ../nbs/02_store.ipynb #bbb3b0b8
+# %% ../nbs/02_store.ipynb #d9988c25
 def _shard_problem(path, s, shape, quick):
     "What is wrong with shard `s` in one sentence, or nothing"
     file = path/s['file']
@@ -283,7 +283,7 @@ def store_problems(
         if not same: out.append('errors.jsonl is missing or has changed: its checksum does not fit')
     return out
 
-# %% ../nbs/02_store.ipynb #afc833f0
+# %% ../nbs/02_store.ipynb #de2499a3
 class _Rows:
     "Rows of several arrays of one shape and type, gathered by one indexing call over the address space that they share"
     def __init__(self, arrays):
@@ -311,7 +311,7 @@ class _Rows:
         j = bisect(self.ends, i)
         return self.arrays[j][i-self.ends[j]]  # from the end of its array
 
-# %% ../nbs/02_store.ipynb #7be8e858
+# %% ../nbs/02_store.ipynb #ec3e08e8
 class LatentDataset:
     "One split of a store: `ds[i]` is (latent, label), `ds.__getitems__(idxs)` a whole batch of both"
     def __init__(self,
@@ -378,7 +378,7 @@ class LatentDataset:
     def captions(self, i:int): return self._text('caption', i)
     def __repr__(self): return f'LatentDataset({self.store.path}, {self.split}: {self.n:,} latents of {list(self.shape)})'
 
-# %% ../nbs/02_store.ipynb #f59de047
+# %% ../nbs/02_store.ipynb #fec766ba
 class LatentStore:
     "A folder of encoded pictures: raises `FileNotFoundError` (not there, or unfinished) or `ValueError` (damaged)"
     def __init__(self,
