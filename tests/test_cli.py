@@ -135,7 +135,7 @@ def test_the_installed_command_ends_a_mistake_with_status_2():
 
 def test_every_command_explains_itself_with_defaults():
     top = latentfast('--help').stdout
-    commands = re.findall(r'^    ([a-z-]+) ', top, flags=re.M)
+    commands = re.findall(r'^    ([a-z][a-z-]+)(?: |$)', top, flags=re.M)
     assert {'demo','encode','info','verify','train-classifier','train','sample','evaluate'} <= set(commands)
     for c in commands: assert 'usage: latentfast '+c in latentfast(c, '--help').stdout
     assert '(default: 50)' in latentfast('sample', '--help').stdout
