@@ -1,4 +1,4 @@
-"""Train the bundled autoencoder `tiny` (a diffusers AutoencoderKL: 8 times down, 4 channels) on folders of real photos.
+"""Train the bundled autoencoder `tiny` (a diffusers AutoencoderKL: 8 times down, 4 channels) on folders of pictures.
 
     python scripts/train_tiny.py --minutes 45 --out latentfast/models/tiny PHOTOS [PHOTOS ...]
 
@@ -7,8 +7,11 @@ ever used for the PSNR that is printed. Crops of 64 and 128 pixels are cut from 
 pictures enlarged twice), so that the codec meets natural, reduced and enlarged pictures. The loss is L1 + 2 MSE + 1e-3 KL and the L1
 of each 8x8 patch's mean colour. Left alone it spends all four channels on brightness and on blue against orange, since photos have
 little else; so channel 0 is pulled to green against magenta for the first 40 % of a run, and is free from then on. The weights that
-are saved are an exponential moving average. Ctrl-C or a kill loses at most a minute:
-the same command goes on.
+are saved are an exponential moving average. Ctrl-C or a kill loses at most a minute: the same command goes on.
+
+The `tiny` that ships had 8,121 steps in three rounds on two CPU cores: 56 minutes on Tiny ImageNet's training pictures and 500 ImageNet photos,
+whose colours faded; 10 minutes with 2,000 rendered scenes beside them; and 13 minutes with `--again --lr 1.5e-3` and channel 0 pulled to green
+against magenta, which brought the colours back.
 """
 import argparse, hashlib, json, time
 from pathlib import Path
