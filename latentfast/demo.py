@@ -5,23 +5,22 @@
 # %% auto #0
 __all__ = ['UNET_EPOCHS', 'picture_html', 'figure_html', 'table_html', 'report_html', 'demo_plan', 'demo']
 
-# %% ../nbs/16_demo.ipynb #3570dcaa
+# %% ../nbs/16_demo.ipynb #68ca3751
 import base64, html, io, json, shutil, time
 from pathlib import Path
 import numpy as np, torch
-from .autoencoder import LatentCodec, grid_image, psnr
+from .autoencoder import grid_image, to_uint8
 from .callbacks import Checkpoint
 from .classifier import LatentClassifier, classifier_learner
 from .data import latent_dls
-from .encode import encode
+from .encode import encode, load_picture
 from .evaluation import evaluate, features, nearest
 from .perceptual import PerceptualLoss
-from .pipeline import LatentDiffusionPipeline
+import latentfast.pipeline  # learn.export_pipeline
 from .scenes import make_scenes
 from .training import SampleProgress, diffusion_learner
-from .unet import LatentUNet
 
-# %% ../nbs/16_demo.ipynb #7c92034f
+# %% ../nbs/16_demo.ipynb #9ae27dd2
 def _png(im): buf = io.BytesIO(); im.save(buf, 'PNG', optimize=True); return buf.getvalue()
 
 def picture_html(
@@ -49,7 +48,7 @@ def table_html(
     tr = lambda cs, tag: '<tr>'+''.join(f'<{tag}>{cell(c)}</{tag}>' for c in cs)+'</tr>'
     return f'<div class="scroll"><table>{tr(head, "th")}{"".join(tr(r, "td") for r in rows)}</table></div>'
 
-# %% ../nbs/16_demo.ipynb #81c3a6e7
+# %% ../nbs/16_demo.ipynb #1fc0030a
 _CSS = '''
 :root { color-scheme: light dark; --fg:#1c1e21; --bg:#fff; --soft:#667; --line:#ddd }
 @media (prefers-color-scheme: dark) { :root { --fg:#e6e6e6; --bg:#16181c; --soft:#9aa; --line:#333 } .figure { background:#fff; border-radius:6px } }
@@ -72,7 +71,7 @@ def report_html(
     return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
             f'<title>{html.escape(title)}</title><style>{_CSS}</style></head><body><h1>{html.escape(title)}</h1><p>{html.escape(intro)}</p>{"".join(parts)}</body></html>')
 
-# %% ../nbs/16_demo.ipynb #dca1d082
+# %% ../nbs/16_demo.ipynb #40343046
 UNET_EPOCHS = 36  # with 750 pictures for each minute
 
 def demo_plan(
@@ -83,7 +82,7 @@ def demo_plan(
     n = int(np.clip(750*minutes, 400, 20_000))
     return dict(n_scenes=n, classifier_epochs=8, unet_epochs=max(2, round(UNET_EPOCHS*minutes*750/n)), n_samples=int(np.clip(128*minutes, 64, 1024)))
 
-# %% ../nbs/16_demo.ipynb #e8550499
+# %% ../nbs/16_demo.ipynb #2dc9819a
 def _timed(times, name):
     "Context manager that notes how long its block took"
     from contextlib import contextmanager
@@ -114,7 +113,7 @@ def _unet(store, folder, epochs, perceptual, seed, size, progress, label):
     learn.export_pipeline(folder)
     return learn
 
-# %% ../nbs/16_demo.ipynb #8ab689a5
+# %% ../nbs/16_demo.ipynb #29a3059a
 def demo(
     out='demo',            # Folder for everything that is made
     minutes:float=8.,      # Scales the work; about how long it takes on two cores
@@ -154,11 +153,11 @@ def demo(
     grid_image(pictures[first], ncol=8).save(out/'samples.png')
     (out/'results.json').write_text(json.dumps(dict(settings=settings, plan=plan, seconds=times, accuracy={k: v[1] for k,v in nets.items()},
         scores={k: {j: {m: v for m,v in s.items() if isinstance(v, (int,float,str))} for j,s in d.items()} for k,d in scores.items() if k!='nearest'}), indent=1))
-    (out/'report.html').write_text(_report(store, learners, pictures, scores, nets, times, plan, settings), encoding='utf-8')
+    (out/'report.html').write_text(_report(Path(src), store, learners, pictures, scores, nets, times, plan, settings), encoding='utf-8')
     say(f'{sum(times.values())/60:.1f} minutes. Look at {out/"report.html"} and {out/"samples.png"}.')
     return out/'report.html'
 
-# %% ../nbs/16_demo.ipynb #14981e28
+# %% ../nbs/16_demo.ipynb #40b3cc3a
 def _claim(out, settings):
     "Make `out`, or go on in one that an earlier demo with the same settings began"
     note = out/'demo.json'
@@ -178,18 +177,20 @@ def _nearest_picture(learn, z, store, nets):
     i = nearest(features(net, z), features(net, train), k=1)
     return grid_image(torch.cat([learn.decode(z), learn.decode(train[torch.as_tensor(i).flatten()])]), ncol=len(z))
 
-# %% ../nbs/16_demo.ipynb #c4252799
-def _report(store, learners, pictures, scores, nets, times, plan, settings):
+# %% ../nbs/16_demo.ipynb #7ce14d02
+def _report(src, store, learners, pictures, scores, nets, times, plan, settings):
     import matplotlib.pyplot as plt
     first = next(iter(learners.values()))
-    real_z = store.valid.__getitems__(range(min(8, len(store.valid))))[0]
-    recon = first.dls.codec.decode(real_z)
+    held = store.valid if len(store.valid) else store.train
+    i = np.linspace(0, len(held)-1, min(8, len(held))).astype(int).tolist()
+    real, recon = np.stack([load_picture(src/held.keys(j), store.image_size) for j in i]), first.dls.codec.decode(held.__getitems__(i)[0])
     sections = [('Samples', f'{n}: {plan["unet_epochs"]} epochs over {len(store.train):,} pictures, DDIM with 30 steps.', [picture_html(grid_image(p, ncol=8), f'64 samples, {n}')])
                 for n,p in pictures.items()]
     if len(pictures)>1:
         both = [f'<b>{html.escape(n)}</b>'+b[0] for (n,_),(_,_,b) in zip(pictures.items(), sections)]
         sections = [('Samples', f'The same seeds, the same steps; DDIM with 30 steps after {plan["unet_epochs"]} epochs over {len(store.train):,} pictures.', both)]
-    sections.append(('Real pictures', 'Held-out pictures as the autoencoder gives them back: the best that any sample can look like.', [picture_html(grid_image(recon, ncol=8), 'reconstructions')]))
+    sections.append(('Real pictures', 'Above held-out pictures, below as the autoencoder gives them back: the best that any sample can look like.',
+        [picture_html(grid_image(np.concatenate([real, to_uint8(recon)]), ncol=len(i)), 'real pictures and their reconstructions')]))
     for n,l in learners.items():
         h = l.sample_progress.history
         sections.append((f'While it trained: {n}', 'The same eight seeds after epochs '+', '.join(str(e) for e,_ in h)+'.', [picture_html(grid_image(torch.cat([l.decode(z) for _,z in h]), ncol=8), 'samples over training')]))
