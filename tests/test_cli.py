@@ -60,7 +60,7 @@ def test_one_seed_gives_the_same_weights_and_pictures(work, model):
 def test_interrupted_training_goes_on_to_the_same_weights(work, model, sig):
     out = work/f'broken-{sig.name}'
     args = [*RUN, *map(str, ['train', work/'store', out, '--perceptual', work/'clf', *TRAIN])]
-    p = subprocess.Popen(args, stderr=subprocess.PIPE, text=True, env=ENV)
+    p = subprocess.Popen(args, stderr=subprocess.PIPE, text=True, env=ENV, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a job in the background ignores it
     deadline = time.time()+120
     while not (out/'checkpoint.pt').exists() and p.poll() is None and time.time()<deadline: time.sleep(.005)
     p.send_signal(sig); err = p.communicate()[1]
