@@ -2,7 +2,7 @@
 import json, os, pickle, subprocess, sys
 from types import SimpleNamespace
 import numpy as np, pyarrow as pa, pytest, torch
-from latentfast.store import (LatentDataset, LatentNormalizer, LatentStore, read_index, replacing, shard_record, store_problems,
+from latentfast.store import (LatentDataset, LatentNormalizer, LatentQuantizer, LatentStore, read_index, replacing, shard_record, store_problems,
                               write_index, write_shard,
                               _open_shard, _seal)
 
@@ -11,19 +11,21 @@ CODEC, SHAPE = SimpleNamespace(name='some', fingerprint='KL-1'), (4,4,4)
 def latents(n, seed=0, mean=0., shape=SHAPE):
     return (np.random.default_rng(seed).standard_normal((n,*shape))*np.array([.5,1,2,3])[:,None,None]+mean).astype(np.float16)
 
-def make_store(path, sizes=dict(train=(20,0,1,33), valid=(7,)), captions=False, **kw):
-    "A store with shards of these sizes; gives it and its latents by split"
-    path.mkdir(); shards, all_z = [], {}
+def make_store(path, sizes=dict(train=(20,0,1,33), valid=(7,)), captions=False, rich=False, **kw):
+    "A store with shards of these sizes, if `rich` with every column there is and in eight bits; gives it and its latents by split"
+    path.mkdir(); shards, all_z, captions = [], {}, captions or rich
+    quantizer = LatentQuantizer([-3,-6,-12,-18], [3,6,12,18]) if rich else None
     for split,ns in sizes.items():
         zs, at = latents(sum(ns), seed=len(split)), 0
         all_z[split] = zs
         for i,n in enumerate(ns):
             keys = [f'{split}/{j}.png' for j in range(at, at+n)]
             shards.append(write_shard(path/f'{split}-{i:05d}.arrow', zs[at:at+n], np.arange(at, at+n)%3-1, keys,
-                                      [k if i%2 else None for i,k in enumerate(keys)] if captions else None))
+                                      [k if i%2 else None for i,k in enumerate(keys)] if captions else None, quantizer=quantizer,
+                                      **(dict(flips=-zs[at:at+n], stds=np.full_like(zs[at:at+n], .25)) if rich else {})))
             at += n
     (path/'errors.jsonl').write_text('{"key": "x.png", "error": "gone"}\n')
-    write_index(path, shards, CODEC, 32, SHAPE, ['a','b'], **kw)
+    write_index(path, shards, CODEC, 32, SHAPE, ['a','b'], ['caption']*captions+['latent_flip','latent_std']*rich, quantizer, **kw)
     return LatentStore(path), all_z
 
 @pytest.fixture
@@ -55,6 +57,72 @@ def test_what_comes_out_is_ours(made):
 def test_captions(tmp_path):
     store,_ = make_store(tmp_path/'s', captions=True)
     assert store.train.captions(21) is None and store.train.captions(22)=='train/22.png' and store.valid.captions(1)=='valid/1.png'
+
+def test_eight_bits_and_chance(tmp_path):
+    "Quantised latents come back to half a step, mirrored and drawn ones are what they should be, and one seed gives one batch"
+    store, z = make_store(tmp_path/'s', rich=True); want, step = torch.from_numpy(z['train']).float(), store.quantizer.step
+    assert store.dtype==torch.uint8 and store.train.gather([0]).dtype==torch.uint8 and store.extras==['caption','latent_flip','latent_std']
+    assert ((store.train.__getitems__(range(54))[0]-want).abs()<=step/2+1e-4).all() and store.train.captions(22)=='train/22.png'
+    flip, both = LatentDataset(store, flip=True), LatentDataset(store, flip=True, draw=True)
+    torch.manual_seed(0); a = flip.__getitems__(range(54))[0]; torch.manual_seed(0); b = flip.__getitems__(range(54))[0]
+    sign = torch.stack([torch.sign((x*w).sum()) for x,w in zip(a, want)])
+    assert torch.equal(a, b) and 10<(sign<0).sum()<44 and ((a*sign[:,None,None,None]-want).abs()<=step/2+1e-4).all()
+    torch.manual_seed(0); c = both.__getitems__(range(54))[0]
+    assert abs((c-a).std().item()-.25)<.02
+    dl = torch.utils.data.DataLoader(both, batch_size=27, num_workers=2, collate_fn=lambda b: b)
+    torch.manual_seed(1); d = torch.cat([z for z,_ in dl]); torch.manual_seed(1); e = torch.cat([z for z,_ in dl])
+    assert torch.equal(d, e) and not torch.equal(d, torch.cat([z for z,_ in dl]))
+    np.testing.assert_allclose(store.index['mean'], store.train.__getitems__(range(54))[0].double().mean((0,2,3)), atol=1e-6)
+    plain,_ = make_store(tmp_path/'p')
+    with pytest.raises(ValueError, match='has no latent_std: encode again with moments=True'): LatentDataset(plain, draw=True)
+    with pytest.raises(ValueError, match='has latent, and no latent_flip'): plain.train.gather([0], 'latent_flip')
+
+def test_datasets_opens_every_shard(tmp_path):
+    datasets = pytest.importorskip('datasets')
+    store, z = make_store(tmp_path/'s', rich=True); plain, z = make_store(tmp_path/'p')
+    for st in (store, plain):
+        rows = [datasets.Dataset.from_file(str(st.path/s['file'])) for s in st.index['shards'] if s['split']=='train']
+        all_rows = datasets.concatenate_datasets([r for r in rows if len(r)])
+        assert len(all_rows)==54 and all_rows[53]['key']=='train/53.png' and all_rows[:]['label']==st.train.labels.tolist()
+        assert np.array_equal(np.array(all_rows[7]['latent']).reshape(SHAPE), st.train.gather([7])[0].numpy())
+
+def test_fastai_distributed(made):
+    "Two ranks of fastai's DistributedDL share an epoch between them, in whole batches"
+    from fastai.distributed import DistributedDL
+    from latentfast.data import LatentDL
+    store,_ = made; seen = []
+    for rank in (0,1):
+        dl = DistributedDL(LatentDL(store.train, bs=9), rank=rank, world_size=2)
+        dl._broadcast = lambda t, rank: list(t)  # each rank has the same order here: one process plays both
+        batches = list(dl); seen += [z for z,_ in batches]
+        assert [len(z) for z,_ in batches]==[9,9,9]
+    assert torch.equal(torch.cat(seen), store.train.__getitems__(range(54))[0])
+
+def test_shard_of_another_store(tmp_path):
+    "A shard that doesn't fit the index's columns is named"
+    (a,_), (b,_) = make_store(tmp_path/'a'), make_store(tmp_path/'b', rich=True)
+    (a.path/'train-00000.arrow').write_bytes((b.path/'train-00000.arrow').read_bytes())
+    index = read_index(a.path); del index['checksum']; index['shards'][0]['bytes'] = (a.path/'train-00000.arrow').stat().st_size
+    (a.path/'index.json').write_bytes(_seal(index))
+    with pytest.raises(ValueError, match='train-00000.arrow does not fit the index: uint8 latents'): LatentStore(a.path)
+
+def test_pictures_add_up(tmp_path):
+    store,_ = make_store(tmp_path/'s', encode=dict(pictures=62)); assert store.problems()==[]
+    store,_ = make_store(tmp_path/'t', encode=dict(pictures=63))
+    assert store.problems()==['index.json counts 63 pictures, which are not 61 latents and the lines of errors.jsonl']
+
+@pytest.mark.slow
+def test_a_million_rows(tmp_path):
+    "1.28 million rows open in under a second and 300 MB"
+    n, shape, shards = 8192, (4,2,2), []
+    for i in range(157):
+        f = tmp_path/f'train-{i:05d}.arrow'
+        shards.append(write_shard(f, np.zeros((n,*shape), np.float16), np.zeros(n), [f'{i}/{j}.jpg' for j in range(n)]))
+    write_index(tmp_path, shards, CODEC, 16, shape)
+    code = ('import resource, sys, time; from latentfast.store import LatentStore; m = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; t = time.perf_counter(); '
+            's = LatentStore(sys.argv[1]); z = s.train.__getitems__([5, 1_280_000]); print(len(s.train), time.perf_counter()-t, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss-m)')
+    rows, seconds, kilobytes = map(float, subprocess.check_output([sys.executable, '-c', code, str(tmp_path)]).split())
+    assert rows==157*n and seconds<1 and kilobytes<300_000, (seconds, kilobytes)
 
 def test_empty_split(tmp_path):
     store,_ = make_store(tmp_path/'s', dict(train=(3,)))
@@ -101,7 +169,7 @@ def test_views_and_files(made):
     fds = lambda: [os.readlink(f'/proc/self/fd/{f}') for f in os.listdir('/proc/self/fd') if os.path.exists(f'/proc/self/fd/{f}')]
     store.train[0]
     assert not any('.arrow' in f for f in fds())
-    assert not any(a.flags.owndata or a.flags.writeable for a in store.train._open()[0].arrays)
+    assert not any(a.flags.owndata or a.flags.writeable for a in store.train._open()[0]['latent'].arrays)
 
 def test_several_record_batches(tmp_path):
     "Another writer may cut a shard into batches, or write a slice of a larger table"
@@ -186,9 +254,10 @@ def found(path):
     except (ValueError, FileNotFoundError) as e: assert problems or 'index' in str(e); return True
     return bool(problems)
 
-def test_fuzz(made, tmp_path):
-    "70 random damages to shards, index and errors.jsonl, one at a time: none goes unseen, none ends in another error"
-    path, rng = made[0].path, np.random.default_rng(1)
+@pytest.mark.parametrize('rich,n', [(False,70), (True,30), pytest.param(True, 500, marks=pytest.mark.slow)])
+def test_fuzz(tmp_path, rich, n):
+    "Random damages to shards, index and errors.jsonl, one at a time: none goes unseen, none ends in another error"
+    path, rng = make_store(tmp_path/'store', rich=rich)[0].path, np.random.default_rng(n)
     whole = {f.name: f.read_bytes() for f in path.iterdir()}
     names = sorted(whole)
     def flip(raw):   raw[rng.integers(len(raw))] ^= 1<<rng.integers(8)
@@ -200,7 +269,7 @@ def test_fuzz(made, tmp_path):
     def noise(raw):  raw[:] = rng.bytes(len(raw))
     def empty(raw):  raw.clear()
     assert not found(path)
-    for n in range(70):
+    for n in range(n):
         name = names[rng.integers(len(names))]
         damage = (flip,cut,zero,extend,insert,remove,noise,empty,'delete','swap','stray','folder')[rng.integers(12)]
         (path/name).unlink()
