@@ -2,6 +2,7 @@
 from .scenes import *
 from .autoencoder import *
 from .store import *
+from .sources import *
 from .encode import *
 from .data import *
 from .callbacks import *

@@ -4,7 +4,7 @@ from pathlib import Path
 import latentfast
 
 ROOT = Path(__file__).parent.parent
-ORDER = ['scenes','autoencoder','store','encode','data','callbacks','classifier','schedule','conditioning','unet','perceptual','sampling','training','pipeline',
+ORDER = ['scenes','autoencoder','store','sources','encode','data','callbacks','classifier','schedule','conditioning','unet','perceptual','sampling','training','pipeline',
          'evaluation','lpips','vae_training','demo','cli']
 
 def python(code): return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
