@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NormalizeLatents', 'LatentDL', 'LatentDataLoaders', 'latent_dls']
 
-# %% ../nbs/04_data.ipynb #13d1d0cf
+# %% ../nbs/04_data.ipynb #76f52934
 import random, warnings
 from functools import cached_property
 from itertools import islice
@@ -15,16 +15,16 @@ from fastai.data.transforms import CategoryMap
 from fasttransform import ItemTransform
 from torch import Tensor
 from .autoencoder import LatentCodec, show_images
-from .store import LatentStore
+from .store import LatentDataset, LatentStore
 
-# %% ../nbs/04_data.ipynb #7c7559b7
+# %% ../nbs/04_data.ipynb #609ac315
 class NormalizeLatents(ItemTransform):
     "Batch transform `(z, y)` to `(normalised z, y)`; `decode` takes it back"
     def __init__(self, normalizer): self.normalizer = normalizer
     def encodes(self, b): return (self.normalizer.normalize(b[0]), *b[1:])
     def decodes(self, b): return (self.normalizer.denormalize(b[0]), *b[1:])
 
-# %% ../nbs/04_data.ipynb #82a729b8
+# %% ../nbs/04_data.ipynb #2e4496e8
 class LatentDL(TfmdDL):
     "A fastai `DataLoader` over a `LatentDataset` that gathers whole batches"
     def __init__(self,
@@ -68,7 +68,7 @@ class LatentDL(TfmdDL):
         titles = [f'{t}\n{p}' for t,p in zip(self._titles(b[1][:max_n]), self._titles(preds[:max_n]))]
         show_images(self.pictures(b, max_n), ncol=ncol, titles=titles)
 
-# %% ../nbs/04_data.ipynb #52907915
+# %% ../nbs/04_data.ipynb #554102d7
 class LatentDataLoaders(DataLoaders):
     "fastai `DataLoaders` that know their `store`, `normalizer`, `classes` and, when first asked, their `codec`"
     def __init__(self, *loaders, store, **kwargs):
@@ -84,12 +84,12 @@ class LatentDataLoaders(DataLoaders):
         self.store.check_codec(codec)
         return codec
 
-# %% ../nbs/04_data.ipynb #84c8d21d
+# %% ../nbs/04_data.ipynb #ad5029b9
 LatentDL.codec = property(lambda self: self.owner.codec)
 LatentDL.classes = property(lambda self: self.dataset.store.classes)
 LatentDL.vocab = property(lambda self: self.owner.vocab)
 
-# %% ../nbs/04_data.ipynb #a3cd4a0d
+# %% ../nbs/04_data.ipynb #99fd783a
 def latent_dls(
     store,              # A `LatentStore` or its folder
     bs:int=64,          # Latents in a batch
@@ -97,15 +97,18 @@ def latent_dls(
     valid_bs:int=None,  # Batch size for validation; twice `bs` if not given
     num_workers:int=0,  # Processes that gather batches
     device=None,        # Where batches go; fastai's default device if not given
-    seed:int=None       # Decides the order of the training batches
+    seed:int=None,      # Decides the order of the training batches
+    flip:bool=None,     # Train on mirrored pictures' latents half of the time? If not given: where the store has them
+    draw:bool=None      # Train on draws from the autoencoder's posterior? If not given: where the store has its standard deviation
 ) -> LatentDataLoaders: # Batches of (z [B,C,h,w] float32 with mean 0 and variance 1 a channel, label [B] int64, -1 for none)
     "A store as fastai `DataLoaders`; raises `ValueError` if there is nothing to train on"
     if not isinstance(store, LatentStore): store = LatentStore(store)
-    train, valid = store.train, store.valid
+    flip, draw = ('latent_flip' in store.extras if flip is None else flip), ('latent_std' in store.extras if draw is None else draw)
+    train, valid = LatentDataset(store, 'train', flip=flip, draw=draw), store.valid
     if not len(train): raise ValueError(f'{store.path} has no training pictures: encode some into its train split.')
     if not len(valid):
         warnings.warn(f'{store.path} has no validation pictures: the training pictures are used for validation as well. Encode with valid_pct=.1 to hold a tenth out.')
-        valid = train
+        valid = store.train
     norm = NormalizeLatents(store.normalizer)
     augs = list(augment) if isinstance(augment, (list,tuple)) else [augment] if augment else []
     tdl = LatentDL(train, bs=min(bs, len(train)), shuffle=True, drop_last=True, num_workers=num_workers, after_batch=[norm, *augs])
