@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AutoPrecision', 'fused_adamw', 'EpochSeed', 'Checkpoint', 'TrainProgress']
 
-# %% ../nbs/04a_callbacks.ipynb #62352d10
+# %% ../nbs/04a_callbacks.ipynb #71f9f818
 import random, time
 from pathlib import Path
 import numpy as np, torch
@@ -18,8 +18,9 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import nn
 from .autoencoder import fast_dtype
+from .store import replacing
 
-# %% ../nbs/04a_callbacks.ipynb #45e897d0
+# %% ../nbs/04a_callbacks.ipynb #fbe4a7b5
 class AutoPrecision(Callback):
     "Autocast to `dtype`, and channels-last memory for batches of maps"
     order = 10
@@ -46,7 +47,7 @@ class AutoPrecision(Callback):
     def after_cancel_batch(self): self._exit()
     def after_fit(self): self._exit()
 
-# %% ../nbs/04a_callbacks.ipynb #1d1eee3c
+# %% ../nbs/04a_callbacks.ipynb #e9aadef7
 def fused_adamw(
     params,        # Parameters or groups of them, as fastai gives them
     lr:float=1e-3, # Learning rate; fastai's schedules set it
@@ -57,7 +58,7 @@ def fused_adamw(
     def opt(groups, **kw): return torch.optim.AdamW(groups, fused=True, **kw)
     return OptimWrapper(params, opt, lr=lr, weight_decay=wd, eps=eps)
 
-# %% ../nbs/04a_callbacks.ipynb #0b7923b5
+# %% ../nbs/04a_callbacks.ipynb #63d87a80
 class EpochSeed(Callback):
     "Seed all random numbers, and the order of the training batches, from (`seed`, epoch) as each epoch starts"
     order = -20
@@ -71,15 +72,27 @@ class EpochSeed(Callback):
     def before_train(self):    self.dls.train.rng = random.Random(self._seed(0))
     def before_validate(self): self._seed(1)
 
-# %% ../nbs/04a_callbacks.ipynb #799f948c
+# %% ../nbs/04a_callbacks.ipynb #47294fe1
+def _rng_state():
+    "The state of Python's, NumPy's and torch's random numbers, as tensors and plain values"
+    name,keys,*rest = np.random.get_state()
+    return dict(python=list(random.getstate()), numpy=[name, torch.from_numpy(keys.astype(np.int64)), *rest], torch=torch.get_rng_state(),
+                cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
+
+def _set_rng_state(s):
+    version,words,gauss = s['python']; name,keys,*rest = s['numpy']
+    random.setstate((version, tuple(words), gauss)); np.random.set_state((name, keys.numpy().astype(np.uint32), *rest)); torch.set_rng_state(s['torch'])
+    if s['cuda']: torch.cuda.set_rng_state_all(s['cuda'])
+
 class Checkpoint(Callback):
-    "Save after every epoch, and go on from the last one saved"
-    order = Recorder.order-1
+    "Save after every epoch and every so many seconds, and go on from what was saved last"
+    order = Recorder.order+10
     def __init__(self,
-        path,          # The file; its folder is made
-        settings=None, # dict of plain values that must be the same when training goes on
-        after_save=None# Called with the epoch that was saved, for a progress line
-    ): self.path, self.settings, self.after_save, self.state, self.start = Path(path), settings or {}, after_save, None, 0
+        path,           # The file; its folder is made
+        settings=None,  # dict of plain values that must be the same when training goes on
+        every=300.,     # Seconds between saves within an epoch; None for none
+        after_save=None # Called with the epoch after which was saved, for a progress line
+    ): self.path, self.settings, self.every, self.after_save, self.state, self.start, self.saved = Path(path), settings or {}, every, after_save, None, 0, time.time()
 
     def before_fit(self):
         if not self.path.exists(): return
@@ -88,34 +101,49 @@ class Checkpoint(Callback):
         theirs, ours = self.state['settings'], {**self.settings, 'n_epoch': self.n_epoch}
         diff = [f'{k}={theirs.get(k)!r} before, {ours.get(k)!r} now' for k in sorted({*theirs,*ours}) if theirs.get(k)!=ours.get(k)]
         if diff: raise ValueError(f'{self.path} belongs to a training with other settings ({"; ".join(diff)}). Use the same, or another output folder.')
-        self.start = self.state['epoch']+1
-        self.model.load_state_dict(self.state['model']); self.opt.load_state_dict(self.state['opt'])
+        s, rec = self.state, self.recorder
+        self.start = s['epoch'] + (not s['batch'])
+        self.model.load_state_dict(s['model']); self.opt.load_state_dict(s['opt'])
         for cb in self.cbs:
-            if cb.name in self.state['cbs']: cb.load_state_dict(self.state['cbs'][cb.name])
+            if cb.name in s['cbs']: cb.load_state_dict(s['cbs'][cb.name])
+        rec.losses, rec.lrs, self.learn.train_iter = list(s['losses']), list(s['lrs']), s['train_iter']
+        rec.smooth_loss.count, rec.smooth_loss.val = s['smooth'][0], torch.tensor(s['smooth'][1])
 
     def before_epoch(self):
         if self.epoch < self.start: raise CancelEpochException()
-        if self.state is not None:
-            self.recorder.losses, self.recorder.lrs = list(self.state['losses']), list(self.state['lrs'])
-            self.recorder.smooth_loss.count, self.recorder.smooth_loss.val = self.state['smooth'][0], torch.tensor(self.state['smooth'][1])
-            self.learn.train_iter, self.state = self.state['train_iter'], None
+    def after_cancel_epoch(self):  # its row is shown again as it was then
+        if self.epoch < self.start: self.recorder.log, self.recorder.start_epoch = L(self.epoch, *self.state['rows'][self.epoch]), time.time()
 
+    done = 0  # batches of this epoch that an earlier run did
+    def before_train(self):
+        if self.state is None: return
+        s, dl, self.state = self.state, self.dls.train, None
+        if not s['batch']: return
+        self.done = dl.skip = s['batch']
+        dl.begin, self.learn.pct_train = lambda: _set_rng_state(s['rng']), (self.epoch+self.done/len(dl))/self.n_epoch
+
+    def after_batch(self):
+        due = self.training and self.every is not None and time.time()-self.saved>=self.every
+        if due and hasattr(self.dls.train, 'skip'): self._save(self.done+self.iter+1)
     def after_epoch(self):
-        if self.epoch < self.start: # shown again as it was then
-            self.recorder.log, self.recorder.start_epoch = L(self.epoch, *self.state['rows'][self.epoch]), time.time()
-        else:
-            rows = [[None if v is None else float(v) for v in r] for r in [*self.recorder.values, self.recorder.log[1:]]]
-            self._save(dict(epoch=self.epoch, model=self.model.state_dict(), opt=self.opt.state_dict(), rows=rows, train_iter=self.train_iter,
-                smooth=[self.recorder.smooth_loss.count, float(self.recorder.smooth_loss.val)],
-                losses=[float(l) for l in self.recorder.losses], lrs=[float(l) for l in self.recorder.lrs],
-                cbs={cb.name: cb.state_dict() for cb in self.cbs if hasattr(type(cb), 'state_dict')}, settings={**self.settings, 'n_epoch': self.n_epoch}))
-            if self.after_save: self.after_save(self.epoch)
+        if self.epoch < self.start:
+            self.recorder.iters[-1] = self.state['iters'][self.epoch]
+            return
+        self.done = 0
+        self._save(0)
+        if self.after_save: self.after_save(self.epoch)
 
-    def _save(self, state):
+    def _save(self, batch):
+        "Save after `batch` batches of this epoch, or after all of it if 0"
+        rec, smooth = self.recorder, self.recorder.smooth_loss
+        number = lambda o: None if o is None else float(o)
+        state = dict(epoch=self.epoch, batch=batch, rng=_rng_state(), model=self.model.state_dict(), opt=self.opt.state_dict(), train_iter=self.train_iter,
+            rows=[list(map(number, r)) for r in rec.values], smooth=[smooth.count, float(smooth.val)],
+            losses=list(map(float, rec.losses)), lrs=list(map(float, rec.lrs)), iters=list(rec.iters),
+            cbs={cb.name: cb.state_dict() for cb in self.cbs if hasattr(type(cb), 'state_dict')}, settings={**self.settings, 'n_epoch': self.n_epoch})
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        tmp = self.path.with_suffix('.tmp')
-        torch.save(_plain(state), tmp)
-        tmp.replace(self.path)
+        with replacing(self.path) as f: torch.save(_plain(state), f)
+        self.saved = time.time()
 
 def _plain(o):
     "Numbers of NumPy and fastcore's lists as Python's own, so that the file loads with `weights_only`"
@@ -123,7 +151,7 @@ def _plain(o):
     if isinstance(o, (list,tuple)) or type(o).__name__=='L': return type(o)(map(_plain, o)) if isinstance(o, (list,tuple)) else [_plain(v) for v in o]
     return o.item() if isinstance(o, np.generic) else o
 
-# %% ../nbs/04a_callbacks.ipynb #ad4ac3ca
+# %% ../nbs/04a_callbacks.ipynb #ab4c0962
 class TrainProgress(Callback):
     "One tqdm bar over all epochs, with batches a second, the time left and the losses"
     order, run_valid = Recorder.order+11, True

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NormalizeLatents', 'LatentDL', 'LatentDataLoaders', 'latent_dls']
 
-# %% ../nbs/04_data.ipynb #76f52934
+# %% ../nbs/04_data.ipynb #9eef11db
 import random, warnings
 from functools import cached_property
 from itertools import islice
@@ -17,14 +17,14 @@ from torch import Tensor
 from .autoencoder import LatentCodec, show_images
 from .store import LatentDataset, LatentStore
 
-# %% ../nbs/04_data.ipynb #609ac315
+# %% ../nbs/04_data.ipynb #6bd32729
 class NormalizeLatents(ItemTransform):
     "Batch transform `(z, y)` to `(normalised z, y)`; `decode` takes it back"
     def __init__(self, normalizer): self.normalizer = normalizer
     def encodes(self, b): return (self.normalizer.normalize(b[0]), *b[1:])
     def decodes(self, b): return (self.normalizer.denormalize(b[0]), *b[1:])
 
-# %% ../nbs/04_data.ipynb #2e4496e8
+# %% ../nbs/04_data.ipynb #468cc644
 class LatentDL(TfmdDL):
     "A fastai `DataLoader` over a `LatentDataset` that gathers whole batches"
     def __init__(self,
@@ -37,10 +37,15 @@ class LatentDL(TfmdDL):
         super().__init__(dataset, bs=bs, shuffle=shuffle, num_workers=num_workers, **kwargs)
         self._n_inp, self._types = 1, {tuple: [Tensor, Tensor]}
 
-    def get_idxs(self): return self.shuffle_fn(np.arange(self.n)) if self.shuffle else np.arange(self.n)
+    skip, begin = 0, None  # of the next pass only: batches to leave out, and what to call before the first; how a `Checkpoint` goes on
+    def get_idxs(self):
+        idxs = self.shuffle_fn(np.arange(self.n)) if self.shuffle else np.arange(self.n)
+        skip, self.skip = self.skip, 0
+        return idxs[skip*self.bs:]
     def shuffle_fn(self, idxs): return np.random.default_rng(self.rng.getrandbits(64)).permutation(idxs)
     def create_batches(self, samps):
-        samps = iter(samps)
+        samps, begin, self.begin = iter(samps), self.begin, None
+        if begin: begin()
         while len(idxs := list(islice(samps, self.bs))):
             if len(idxs)==self.bs or not self.drop_last: yield self.dataset.__getitems__(idxs)
 
@@ -68,7 +73,7 @@ class LatentDL(TfmdDL):
         titles = [f'{t}\n{p}' for t,p in zip(self._titles(b[1][:max_n]), self._titles(preds[:max_n]))]
         show_images(self.pictures(b, max_n), ncol=ncol, titles=titles)
 
-# %% ../nbs/04_data.ipynb #554102d7
+# %% ../nbs/04_data.ipynb #1c23b7b4
 class LatentDataLoaders(DataLoaders):
     "fastai `DataLoaders` that know their `store`, `normalizer`, `classes` and, when first asked, their `codec`"
     def __init__(self, *loaders, store, **kwargs):
@@ -84,12 +89,12 @@ class LatentDataLoaders(DataLoaders):
         self.store.check_codec(codec)
         return codec
 
-# %% ../nbs/04_data.ipynb #ad5029b9
+# %% ../nbs/04_data.ipynb #5ee7ea88
 LatentDL.codec = property(lambda self: self.owner.codec)
 LatentDL.classes = property(lambda self: self.dataset.store.classes)
 LatentDL.vocab = property(lambda self: self.owner.vocab)
 
-# %% ../nbs/04_data.ipynb #99fd783a
+# %% ../nbs/04_data.ipynb #be9e722b
 def latent_dls(
     store,              # A `LatentStore` or its folder
     bs:int=64,          # Latents in a batch
