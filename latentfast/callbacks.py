@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AutoPrecision', 'fused_adamw', 'EpochSeed', 'Checkpoint', 'TrainProgress']
 
-# %% ../nbs/04a_callbacks.ipynb #71f9f818
+# %% ../nbs/04a_callbacks.ipynb #1cd3dbef
 import random, time
 from pathlib import Path
 import numpy as np, torch
@@ -13,14 +13,14 @@ from fastai.callback.core import Callback, CancelEpochException
 from fastai.callback.schedule import *
 from fastai.learner import Learner, Recorder
 from fastai.optimizer import OptimWrapper
-from fastai.torch_core import to_float
+from fastai.torch_core import get_model, rank_distrib, to_float
 from fastcore.basics import patch
 from fastcore.foundation import L
 from torch import nn
 from .autoencoder import fast_dtype
 from .store import replacing
 
-# %% ../nbs/04a_callbacks.ipynb #fbe4a7b5
+# %% ../nbs/04a_callbacks.ipynb #62f5ad56
 class AutoPrecision(Callback):
     "Autocast to `dtype`, and channels-last memory for batches of maps"
     order = 10
@@ -47,7 +47,7 @@ class AutoPrecision(Callback):
     def after_cancel_batch(self): self._exit()
     def after_fit(self): self._exit()
 
-# %% ../nbs/04a_callbacks.ipynb #e9aadef7
+# %% ../nbs/04a_callbacks.ipynb #c3f490e7
 def fused_adamw(
     params,        # Parameters or groups of them, as fastai gives them
     lr:float=1e-3, # Learning rate; fastai's schedules set it
@@ -58,7 +58,7 @@ def fused_adamw(
     def opt(groups, **kw): return torch.optim.AdamW(groups, fused=True, **kw)
     return OptimWrapper(params, opt, lr=lr, weight_decay=wd, eps=eps)
 
-# %% ../nbs/04a_callbacks.ipynb #63d87a80
+# %% ../nbs/04a_callbacks.ipynb #a0520352
 class EpochSeed(Callback):
     "Seed all random numbers, and the order of the training batches, from (`seed`, epoch) as each epoch starts"
     order = -20
@@ -72,7 +72,7 @@ class EpochSeed(Callback):
     def before_train(self):    self.dls.train.rng = random.Random(self._seed(0))
     def before_validate(self): self._seed(1)
 
-# %% ../nbs/04a_callbacks.ipynb #47294fe1
+# %% ../nbs/04a_callbacks.ipynb #547420ce
 def _rng_state():
     "The state of Python's, NumPy's and torch's random numbers, as tensors and plain values"
     name,keys,*rest = np.random.get_state()
@@ -103,7 +103,7 @@ class Checkpoint(Callback):
         if diff: raise ValueError(f'{self.path} belongs to a training with other settings ({"; ".join(diff)}). Use the same, or another output folder.')
         s, rec = self.state, self.recorder
         self.start = s['epoch'] + (not s['batch'])
-        self.model.load_state_dict(s['model']); self.opt.load_state_dict(s['opt'])
+        get_model(self.model).load_state_dict(s['model']); self.opt.load_state_dict(s['opt'])
         for cb in self.cbs:
             if cb.name in s['cbs']: cb.load_state_dict(s['cbs'][cb.name])
         rec.losses, rec.lrs, self.learn.train_iter = list(s['losses']), list(s['lrs']), s['train_iter']
@@ -134,10 +134,11 @@ class Checkpoint(Callback):
         if self.after_save: self.after_save(self.epoch)
 
     def _save(self, batch):
-        "Save after `batch` batches of this epoch, or after all of it if 0"
+        "Save after `batch` batches of this epoch, or after all of it if 0; one process of several does"
+        if rank_distrib(): return
         rec, smooth = self.recorder, self.recorder.smooth_loss
         number = lambda o: None if o is None else float(o)
-        state = dict(epoch=self.epoch, batch=batch, rng=_rng_state(), model=self.model.state_dict(), opt=self.opt.state_dict(), train_iter=self.train_iter,
+        state = dict(epoch=self.epoch, batch=batch, rng=_rng_state(), model=get_model(self.model).state_dict(), opt=self.opt.state_dict(), train_iter=self.train_iter,
             rows=[list(map(number, r)) for r in rec.values], smooth=[smooth.count, float(smooth.val)],
             losses=list(map(float, rec.losses)), lrs=list(map(float, rec.lrs)), iters=list(rec.iters),
             cbs={cb.name: cb.state_dict() for cb in self.cbs if hasattr(type(cb), 'state_dict')}, settings={**self.settings, 'n_epoch': self.n_epoch})
@@ -151,7 +152,7 @@ def _plain(o):
     if isinstance(o, (list,tuple)) or type(o).__name__=='L': return type(o)(map(_plain, o)) if isinstance(o, (list,tuple)) else [_plain(v) for v in o]
     return o.item() if isinstance(o, np.generic) else o
 
-# %% ../nbs/04a_callbacks.ipynb #ab4c0962
+# %% ../nbs/04a_callbacks.ipynb #0dee35b0
 class TrainProgress(Callback):
     "One tqdm bar over all epochs, with batches a second, the time left and the losses"
     order, run_valid = Recorder.order+11, True

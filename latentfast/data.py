@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NormalizeLatents', 'LatentDL', 'LatentDataLoaders', 'latent_dls']
 
-# %% ../nbs/04_data.ipynb #9eef11db
+# %% ../nbs/04_data.ipynb #0012c72c
 import random, warnings
 from functools import cached_property
 from itertools import islice
@@ -17,14 +17,14 @@ from torch import Tensor
 from .autoencoder import LatentCodec, show_images
 from .store import LatentDataset, LatentStore
 
-# %% ../nbs/04_data.ipynb #6bd32729
+# %% ../nbs/04_data.ipynb #ece5df27
 class NormalizeLatents(ItemTransform):
     "Batch transform `(z, y)` to `(normalised z, y)`; `decode` takes it back"
     def __init__(self, normalizer): self.normalizer = normalizer
     def encodes(self, b): return (self.normalizer.normalize(b[0]), *b[1:])
     def decodes(self, b): return (self.normalizer.denormalize(b[0]), *b[1:])
 
-# %% ../nbs/04_data.ipynb #468cc644
+# %% ../nbs/04_data.ipynb #50916341
 class LatentDL(TfmdDL):
     "A fastai `DataLoader` over a `LatentDataset` that gathers whole batches"
     def __init__(self,
@@ -35,7 +35,7 @@ class LatentDL(TfmdDL):
         **kwargs           # Passed to fastai's `TfmdDL`
     ):
         super().__init__(dataset, bs=bs, shuffle=shuffle, num_workers=num_workers, **kwargs)
-        self._n_inp, self._types = 1, {tuple: [Tensor, Tensor]}
+        self._n_inp, self._types = 1, {tuple: [Tensor]*(3 if getattr(dataset, 'index', False) else 2)}
 
     skip, begin = 0, None  # of the next pass only: batches to leave out, and what to call before the first; how a `Checkpoint` goes on
     def get_idxs(self):
@@ -73,7 +73,7 @@ class LatentDL(TfmdDL):
         titles = [f'{t}\n{p}' for t,p in zip(self._titles(b[1][:max_n]), self._titles(preds[:max_n]))]
         show_images(self.pictures(b, max_n), ncol=ncol, titles=titles)
 
-# %% ../nbs/04_data.ipynb #1c23b7b4
+# %% ../nbs/04_data.ipynb #b9adbbf1
 class LatentDataLoaders(DataLoaders):
     "fastai `DataLoaders` that know their `store`, `normalizer`, `classes` and, when first asked, their `codec`"
     def __init__(self, *loaders, store, **kwargs):
@@ -89,12 +89,12 @@ class LatentDataLoaders(DataLoaders):
         self.store.check_codec(codec)
         return codec
 
-# %% ../nbs/04_data.ipynb #5ee7ea88
+# %% ../nbs/04_data.ipynb #8332fbe9
 LatentDL.codec = property(lambda self: self.owner.codec)
 LatentDL.classes = property(lambda self: self.dataset.store.classes)
 LatentDL.vocab = property(lambda self: self.owner.vocab)
 
-# %% ../nbs/04_data.ipynb #be9e722b
+# %% ../nbs/04_data.ipynb #3d834408
 def latent_dls(
     store,              # A `LatentStore` or its folder
     bs:int=64,          # Latents in a batch
@@ -104,16 +104,17 @@ def latent_dls(
     device=None,        # Where batches go; fastai's default device if not given
     seed:int=None,      # Decides the order of the training batches
     flip:bool=None,     # Train on mirrored pictures' latents half of the time? If not given: where the store has them
-    draw:bool=None      # Train on draws from the autoencoder's posterior? If not given: where the store has its standard deviation
+    draw:bool=None,     # Train on draws from the autoencoder's posterior? If not given: where the store has its standard deviation
+    index:bool=False    # Give each latent's row in its split as a third thing? Losses that keep their targets want it
 ) -> LatentDataLoaders: # Batches of (z [B,C,h,w] float32 with mean 0 and variance 1 a channel, label [B] int64, -1 for none)
     "A store as fastai `DataLoaders`; raises `ValueError` if there is nothing to train on"
     if not isinstance(store, LatentStore): store = LatentStore(store)
     flip, draw = ('latent_flip' in store.extras if flip is None else flip), ('latent_std' in store.extras if draw is None else draw)
-    train, valid = LatentDataset(store, 'train', flip=flip, draw=draw), store.valid
+    train, valid = LatentDataset(store, 'train', flip=flip, draw=draw, index=index, half=True), LatentDataset(store, 'valid', index=index, half=True)
     if not len(train): raise ValueError(f'{store.path} has no training pictures: encode some into its train split.')
     if not len(valid):
         warnings.warn(f'{store.path} has no validation pictures: the training pictures are used for validation as well. Encode with valid_pct=.1 to hold a tenth out.')
-        valid = store.train
+        valid = LatentDataset(store, 'train', index=index, half=True)
     norm = NormalizeLatents(store.normalizer)
     augs = list(augment) if isinstance(augment, (list,tuple)) else [augment] if augment else []
     tdl = LatentDL(train, bs=min(bs, len(train)), shuffle=True, drop_last=True, num_workers=num_workers, after_batch=[norm, *augs])

@@ -6,7 +6,7 @@
 __all__ = ['EXTRAS', 'FORMAT', 'VERSION', 'replacing', 'LatentQuantizer', 'shard_record', 'write_shard', 'LatentNormalizer',
            'read_index', 'write_index', 'store_problems', 'LatentDataset', 'is_url', 'fetch_store', 'LatentStore']
 
-# %% ../nbs/02_store.ipynb #8ba5c27b
+# %% ../nbs/02_store.ipynb #2e802133
 import hashlib, json, os, re, shutil, uuid
 from contextlib import contextmanager
 from math import prod
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np, pyarrow as pa, torch
 from torch import Tensor
 
-# %% ../nbs/02_store.ipynb #54e977eb
+# %% ../nbs/02_store.ipynb #5f45c5a0
 def _sync_dir(path):
     "Have the disk confirm what was renamed in folder `path` (some systems can't, and need not)"
     try: fd = os.open(path, os.O_RDONLY)
@@ -37,7 +37,7 @@ def replacing(
     except BaseException: tmp.unlink(missing_ok=True); raise
     _sync_dir(path.parent)
 
-# %% ../nbs/02_store.ipynb #4dab46fe
+# %% ../nbs/02_store.ipynb #58b01ae0
 class LatentQuantizer:
     "Eight bits a number: each channel from its `low` to its `high` in 256 equal steps. The idea is that of the imagenet.int8 data set"
     def __init__(self,
@@ -75,7 +75,7 @@ class LatentQuantizer:
     def to_dict(self): return dict(low=self.low, high=self.high)
     def __reduce__(self): return LatentQuantizer, (self.low, self.high)
 
-# %% ../nbs/02_store.ipynb #72e581ab
+# %% ../nbs/02_store.ipynb #3d2e9286
 EXTRAS = 'caption','latent_flip','latent_std'
 
 def _schema(shape, dtype='float16', extras=(), **notes):
@@ -86,7 +86,7 @@ def _schema(shape, dtype='float16', extras=(), **notes):
     fields = [(k, kind['latent' if k=='latent_flip' else k]) for k in ('latent','label','key', *(o for o in EXTRAS if o in extras))]
     return pa.schema(fields, metadata={k: json.dumps(v) for k,v in dict(latent_shape=list(shape), dtype=dtype, **notes).items()})
 
-# %% ../nbs/02_store.ipynb #74d814ba
+# %% ../nbs/02_store.ipynb #74602d8c
 def _sha256(path):
     "Checksum of a file, in hex"
     h = hashlib.sha256()
@@ -103,7 +103,7 @@ def _channel_sums(latents, quantizer=None, rows=64):
         total += a.sum(-1).sum(0); squares += np.square(a, out=a).sum(-1).sum(0)
     return total, squares
 
-# %% ../nbs/02_store.ipynb #68659304
+# %% ../nbs/02_store.ipynb #5560e8d5
 def _damaged(file, why): return ValueError(f'{file} is damaged: {why}')
 
 def _open_shard(path, shape=None):
@@ -130,7 +130,7 @@ def _latents(batch, shape, column='latent'):
     "The latents of a record batch as stored [n,C,h,w], without a copy (`flatten`, unlike `values`, heeds the batch's offset)"
     return batch.column(column).flatten().to_numpy(zero_copy_only=True).reshape(-1, *shape)
 
-# %% ../nbs/02_store.ipynb #6e728e19
+# %% ../nbs/02_store.ipynb #81924ce0
 def shard_record(
     path  # A shard's file
 ) -> dict: # file, rows, bytes, checksum (sha256 in hex), and `sum` and `sumsq` of each channel
@@ -182,7 +182,7 @@ def write_shard(
         out.write_batch(pa.record_batch([columns[k] for k in schema.names], schema=schema))
     return shard_record(path)
 
-# %% ../nbs/02_store.ipynb #e73b9276
+# %% ../nbs/02_store.ipynb #fb25044d
 class LatentNormalizer:
     "Shift and scale each channel to mean 0 and standard deviation 1, and back"
     def __init__(self,
@@ -197,16 +197,17 @@ class LatentNormalizer:
     def _on(self, z):
         if z.ndim<3 or z.shape[-3]!=len(self.mean):
             raise ValueError(f'Latents [...,{len(self.mean)},h,w] are wanted, these are {list(z.shape)}.')
-        at = z.device, z.dtype
-        if at not in self._tensors: self._tensors[at] = torch.tensor([self.mean, self.std], device=z.device, dtype=z.dtype)[:,:,None,None]
+        at = z.device, torch.float32 if z.dtype==torch.float16 else z.dtype
+        if at not in self._tensors: self._tensors[at] = torch.tensor([self.mean, self.std], device=at[0], dtype=at[1])[:,:,None,None]
         return self._tensors[at]
 
     def normalize(self,
         z:Tensor  # Raw latents [...,C,h,w], float of any precision, on any device
-    ) -> Tensor:  # The same shape, type and device, with mean 0 and std 1 over the training set
+    ) -> Tensor:  # The same shape and device, float32 for float16, with mean 0 and std 1 over the training set
         "Raw latents to those a network sees"
         mean, std = self._on(z)
-        return (z-mean)/std
+        z = z.float().mul_(1/std) if z.dtype==torch.float16 else z*(1/std)
+        return z.sub_(mean/std)  # in place: a new tensor of this size costs as much as the arithmetic
 
     def denormalize(self,
         z:Tensor  # Normalised latents [...,C,h,w]
@@ -222,7 +223,7 @@ class LatentNormalizer:
     def __eq__(self, o): return isinstance(o, LatentNormalizer) and self.to_dict()==o.to_dict()
     def __repr__(self): return f'LatentNormalizer(mean={[round(o,4) for o in self.mean]}, std={[round(o,4) for o in self.std]})'
 
-# %% ../nbs/02_store.ipynb #89d2c36a
+# %% ../nbs/02_store.ipynb #1d610539
 def _moments(shards):
     "Mean and standard deviation of each channel, and the scaling factor, from shard records and the number of values in each"
     n = sum(s['values'] for s in shards)
@@ -230,7 +231,7 @@ def _moments(shards):
     std = np.sqrt(np.maximum(square-mean**2, 1e-12))  # a channel that never changes has std 1e-6, not 0
     return mean, std, float(1/np.sqrt(max(square.mean()-mean.mean()**2, 1e-12)))
 
-# %% ../nbs/02_store.ipynb #d59e308b
+# %% ../nbs/02_store.ipynb #c623f60e
 FORMAT, VERSION = 'latentfast store', 1
 _ZEROS = b'0'*64
 
@@ -247,7 +248,7 @@ def _unseal(raw, file):
         raise _damaged(file, 'its checksum does not fit what it says. Copy the store again, or encode into a new folder.')
     return index
 
-# %% ../nbs/02_store.ipynb #f1d37080
+# %% ../nbs/02_store.ipynb #315fb83c
 def _check_index(index, file):
     "Raise ValueError unless `index` has what a store of our version has"
     if index.get('format')!=FORMAT: raise ValueError(f'{file} does not belong to a latent store.')
@@ -281,7 +282,7 @@ def read_index(
     _check_index(index, file)
     return index
 
-# %% ../nbs/02_store.ipynb #5e16dd62
+# %% ../nbs/02_store.ipynb #869a7879
 def write_index(
     path,           # The store's folder; its shards (and errors.jsonl, if any) are there
     shards:list,    # Records of `write_shard` or `shard_record`, in order; the split is what the file's name begins with
@@ -311,7 +312,7 @@ def write_index(
     with replacing(path/'index.json') as f: f.write(_seal(index))
     return index
 
-# %% ../nbs/02_store.ipynb #fd61aecf
+# %% ../nbs/02_store.ipynb #9432bf05
 def _shard_problem(path, s, index, quick):
     "What is wrong with shard `s` in one sentence, or nothing"
     file = path/s['file']
@@ -351,7 +352,7 @@ def store_problems(
         out.append(f'index.json counts {pictures:,} pictures, which are not {used:,} latents and the lines of errors.jsonl')
     return out
 
-# %% ../nbs/02_store.ipynb #4efe8cb9
+# %% ../nbs/02_store.ipynb #a682110b
 class _Rows:
     "Rows of several arrays of one shape and type, gathered by one indexing call over the address space that they share"
     def __init__(self, arrays):
@@ -373,19 +374,22 @@ class _Rows:
         where = self.begin[self.bounds.searchsorted(idxs, 'right')] + idxs*self.per_row
         return self.space[where].view(a.dtype).reshape(len(idxs), *a.shape[1:])
 
-# %% ../nbs/02_store.ipynb #f2919ad6
+# %% ../nbs/02_store.ipynb #157889b7
 class LatentDataset:
     "One split of a store: `ds[i]` is (latent, label), `ds.__getitems__(idxs)` a whole batch of both"
     def __init__(self,
         store,             # A `LatentStore`
         split:str='train', # 'train' or 'valid', or another that the store has
         flip:bool=False,   # Give half of them mirrored? Chance is torch's own generator
-        draw:bool=False    # Draw from the posterior, instead of its mean?
+        draw:bool=False,   # Draw from the posterior, instead of its mean?
+        index:bool=False,  # Give the row numbers as a third thing?
+        half:bool=False    # Leave float16 latents as they are stored, for who normalises them anyway?
     ):
         for asked,column in ((flip,'latent_flip'), (draw,'latent_std')):
             if asked and column not in store.extras:
                 raise ValueError(f'{store.path} has no {column}: encode again with {"flip" if flip else "moments"}=True for it.')
         self.store, self.split, self.shape, self.flip, self.draw = store, split, tuple(store.latent_shape), flip, draw
+        self.index, self.half = index, half and not draw
         self.n, self._maps = store.index['counts'].get(split, 0), None
 
     def _open(self):
@@ -420,22 +424,22 @@ class LatentDataset:
 
     def _raw(self, idxs, column='latent'):
         z = self.gather(idxs, column)
-        return self.store.quantizer.dequantize(z) if z.dtype==torch.uint8 else z.float()
+        return self.store.quantizer.dequantize(z) if z.dtype==torch.uint8 else z if self.half else z.float()
 
     def __getitems__(self, idxs):
-        "Latents float32 [B,C,h,w], raw, and labels int64 [B]"
+        "Latents float32 [B,C,h,w], raw, and labels int64 [B]; with `index` the rows int64 [B] as well"
         idxs = self._index(idxs)
         z, y = self._raw(idxs), torch.from_numpy(self.labels[idxs])
         if self.flip:
             mirrored = torch.rand(len(idxs))<.5
             z[mirrored] = self._raw(idxs[mirrored.numpy()], 'latent_flip')
         if self.draw: z += self.gather(idxs, 'latent_std')*torch.randn_like(z)
-        return z, y
+        return (z, y, torch.tensor(idxs)) if self.index else (z, y)
 
     def __getitem__(self, i):
-        "Latent float32 [C,h,w], raw, and its label as an int"
-        z, y = self.__getitems__([i])
-        return z[0], int(y[0])
+        "Latent float32 [C,h,w], raw, and its label as an int; with `index` its row as well"
+        z, *ints = self.__getitems__([i])
+        return z[0], *(int(o[0]) for o in ints)
 
     @property
     def labels(self): return self._open()[1]
@@ -454,7 +458,7 @@ class LatentDataset:
     def captions(self, i:int): return self._text('caption', i)
     def __repr__(self): return f'LatentDataset({self.store.path}, {self.split}: {self.n:,} latents of {list(self.shape)})'
 
-# %% ../nbs/02_store.ipynb #b5446950
+# %% ../nbs/02_store.ipynb #cff6ab18
 _OF_A_STORE = re.compile(r'\w+-\d+\.arrow|index\.json|plan\.json|errors\.jsonl')
 
 def is_url(path): return '://' in str(path)
@@ -472,14 +476,14 @@ def fetch_store(
     def shards(raw): return {s['file']: s for s in json.loads(raw)['shards']} if raw else {}
     try: old, new = shards((here/'index.json').read_bytes() if (here/'index.json').exists() else b''), shards(fs.cat_file(there['index.json']['name']) if 'index.json' in there else b'')
     except (ValueError, KeyError, TypeError): old = new = {}  # whoever opens it will say what is wrong
-    for f in here.iterdir():
+    for f in (f for f in here.iterdir() if f.is_file()):
         if f.name not in there or f.suffix=='.json' or f.name=='errors.jsonl' or f.stat().st_size!=there[f.name]['size'] or old.get(f.name)!=new.get(f.name): f.unlink()
     for name,f in there.items():
         if _OF_A_STORE.fullmatch(name) and not (here/name).exists():
             with replacing(here/name) as out, fs.open(f['name'], 'rb') as src: shutil.copyfileobj(src, out, 1<<20)
     return here
 
-# %% ../nbs/02_store.ipynb #83f89058
+# %% ../nbs/02_store.ipynb #c59374f5
 class LatentStore:
     "A folder of encoded pictures: raises `FileNotFoundError` (not there, or unfinished) or `ValueError` (damaged)"
     def __init__(self,

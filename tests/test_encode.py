@@ -363,3 +363,16 @@ def test_kill_9(codec, codec_folder, tmp_path, kills):
     server.stdin.close(); server.wait()
     store = LatentStore(path)
     assert shards==sorted(shards) and content(path)==content(tmp_path/'whole') and store.problems()==[] and len(errors(store))==11
+
+@pytest.mark.slow
+def test_memory_does_not_grow(codec_folder, tmp_path):
+    "Ten times the pictures, the same peak memory to a tenth; every one of them arrives"
+    src = make_pictures(tmp_path/'p', 200)
+    for i in range(20_000): os.link(src/('cat','dog')[i%2]/f'{i%200:04d}.png', src/('cat','dog')[i%2]/f'again{i:05d}.png')
+    few = tmp_path/'few'; few.mkdir()
+    for i in range(2_000): os.link(src/'cat'/f'{i%200//2*2:04d}.png', few/f'{i:05d}.png')
+    code = ('import resource, sys; from latentfast.encode import encode; s = encode(sys.argv[1], sys.argv[2], sys.argv[3], size=32, shard_rows=1024, progress=False); '
+            'print(sum(s.index["counts"].values()), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)')
+    def peak(folder, out): return tuple(map(int, subprocess.check_output([sys.executable, '-c', code, folder, tmp_path/out, codec_folder]).split()))
+    (n1,m1), (n2,m2) = peak(few, 'a'), peak(src, 'b')
+    assert (n1, n2)==(2_000, 20_200) and m2 < 1.1*m1, (m1, m2)
