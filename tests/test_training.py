@@ -1,0 +1,87 @@
+"Training in several processes: two with half the batch each are one with all of it."
+import json, os, socket, subprocess, sys
+from pathlib import Path
+import pytest, torch
+from conftest import make_pictures
+
+SCRIPT = '''
+import json, sys, warnings
+from pathlib import Path
+import torch
+from fastai.callback.core import Callback
+from fastai.torch_core import num_distrib, rank_distrib, set_seed
+from latentfast.callbacks import Checkpoint
+from latentfast.classifier import LatentClassifier
+from latentfast.data import latent_dls
+from latentfast.feature_nets import Alignment
+from latentfast.perceptual import PerceptualLoss
+from latentfast.training import SampleProgress, diffusion_learner
+from latentfast.unet import LatentUNet
+
+class Losses(Callback):
+    order, run_valid = 49, False
+    def before_fit(self): self.all = []
+    def after_batch(self): self.all.append(float(self.learn.to_detach(self.learn.loss)))
+
+class StopAt(Callback):
+    order, run_valid = 70, False
+    def after_batch(self):
+        if (self.epoch, self.iter)==(1,1): raise KeyboardInterrupt
+
+warnings.filterwarnings('ignore')
+torch.set_num_threads(1)
+store, out, stop = sys.argv[1], Path(sys.argv[2]), sys.argv[3]=='stop'
+world = max(1, num_distrib()); set_seed(7)
+clf = LatentClassifier(nfs=(8,16,32), n_blocks=(1,1), n_classes=2, latent_size=4)
+dls = latent_dls(store, bs=64//world, valid_bs=32//world, index=True, device='cpu')
+progress, losses = SampleProgress(every_steps=3, n=2, steps=2), Losses()
+learn = diffusion_learner(dls, LatentUNet(nfs=(8,16), num_layers=1), perceptual=[PerceptualLoss(clf), Alignment(clf, weight=.2, hidden=16)], seed=1, precision=None,
+                          cbs=[progress, losses, Checkpoint(out/'checkpoint.pt', every=0), *([StopAt()] if stop else [])])
+with learn.no_bar(), learn.no_logging(), learn.distrib_ctx():
+    try: learn.fit_one_cycle(2, 4e-3)
+    except KeyboardInterrupt: sys.exit(0)
+numbers = dict(losses=losses.all, valid=[list(v)[1:4] for v in learn.recorder.values], sampled=[i for i,_ in progress.history], files=sorted(f.name for f in Path(store, '.cache').iterdir()))
+(out/f'rank{rank_distrib()}.json').write_text(json.dumps(numbers))
+if not rank_distrib(): torch.save(dict(ema=learn.ema_model.state_dict(), proj=learn.perceptual.losses[1].proj.state_dict(), sample=learn.sample_latents(2, steps=2, progress=False)), out/'weights.pt')
+'''
+
+def train(store, out, processes, stop=False):
+    "Run the script in so many processes; what each says, and the weights"
+    out.mkdir(exist_ok=True); (out/'train.py').write_text(SCRIPT)
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+    launch = [] if processes==1 else ['-m', 'torch.distributed.run', f'--nproc_per_node={processes}', f'--master_port={port}']
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'ACCELERATE_USE_CPU': 'true'}
+    r = subprocess.run([sys.executable, *launch, str(out/'train.py'), str(store), str(out), 'stop' if stop else 'go'], env=env, capture_output=True, text=True)
+    assert r.returncode==0, r.stderr[-3000:]
+    if stop: return
+    return [json.loads((out/f'rank{i}.json').read_text()) for i in range(processes)], torch.load(out/'weights.pt', weights_only=True)
+
+@pytest.fixture(scope='module')
+def store(codec_folder, tmp_path_factory):
+    from latentfast.encode import encode
+    tmp = tmp_path_factory.mktemp('train')
+    for split,n in (('train',256), ('valid',32)): make_pictures(tmp/'pictures'/split, n, size=(32,32), seed=n)
+    encode(tmp/'pictures', tmp/'store', codec=str(codec_folder), size=32, progress=False)
+    return tmp/'store'
+
+def close(a, b, eps):
+    return all(torch.allclose(a[k], b[k], atol=eps) for k in a)
+
+@pytest.mark.slow
+def test_two_processes_are_one(store, tmp_path):
+    pytest.importorskip('accelerate')
+    (one,), w1 = train(store, tmp_path/'one', 1)
+    (first, second), w2 = train(store, tmp_path/'two', 2)
+    assert len(one['losses'])==8 and one['losses'][0]!=one['losses'][-1]
+    for n in (first, second):
+        assert torch.allclose(torch.tensor(n['losses']), torch.tensor(one['losses']), atol=1e-4)
+        assert torch.allclose(torch.tensor(n['valid']), torch.tensor(one['valid']), atol=1e-4)
+    assert close(w1['ema'], w2['ema'], 1e-3) and close(w1['proj'], w2['proj'], 1e-3) and torch.allclose(w1['sample'], w2['sample'], atol=1e-2)
+    assert first['sampled']==one['sampled']==[3,6,8] and second['sampled']==[]  # the first process samples
+    assert first['files']==one['files'] and len(one['files'])==4                # one cache for all
+
+    train(store, tmp_path/'cut', 2, stop=True)
+    assert torch.load(tmp_path/'cut'/'checkpoint.pt', weights_only=True)['epoch']==1
+    (again, _), w3 = train(store, tmp_path/'cut', 2)
+    assert len(again['losses']) < 8 and torch.allclose(torch.tensor(again['losses']), torch.tensor(first['losses'][-len(again['losses']):]), atol=1e-6)
+    assert close(w2['ema'], w3['ema'], 1e-6) and close(w2['proj'], w3['proj'], 1e-6)
