@@ -1,0 +1,48 @@
+"What a notebook can't hold of training an autoencoder: kills, worker processes, and a missing extra."
+import os, signal, subprocess, sys, time
+import pytest, torch
+from conftest import make_pictures
+
+ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'FASTPROGRESS_DISABLE': '1'}
+TRAIN = '''
+import sys, torch
+from pathlib import Path
+from latentfast.callbacks import Checkpoint
+from latentfast.vae_training import picture_dls, vae_learner
+src, out, kind, every, workers = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], float(sys.argv[4]), int(sys.argv[5])
+dls = picture_dls(src, size=32, bs=4, per_epoch=32, n_valid=4, memory=0, num_workers=workers, seed=0)
+learn = vae_learner(dls, kind=kind, codebook=16, restart=5, channels=(8,16), layers=1, attention=False, disc_channels=4, disc_layers=1, disc_start=3, seed=0, path=out)
+with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(4, 2e-3, cbs=Checkpoint(out/'checkpoint.pt', every=every))
+learn.export_codec(out/'codec')
+torch.save(dict(gan=learn.patch_gan.state_dict(), rows=[[float(v) for v in r] for r in learn.recorder.values]), out/'end.pt')
+'''
+
+@pytest.mark.parametrize('kind,every,workers', [('vq',0.,1), pytest.param('kl',1e9,0, marks=pytest.mark.slow)])
+def test_killed_training_goes_on_to_the_same_codec_and_discriminator(tmp_path, kind, every, workers):
+    src = make_pictures(tmp_path/'pictures', 40)
+    def start(out): return subprocess.Popen([sys.executable, '-c', TRAIN, *map(str, (src, out, kind, every, workers))], env=ENV, stderr=subprocess.PIPE, text=True)
+    (whole := tmp_path/'whole').mkdir(); (out := tmp_path/'broken').mkdir()
+    p = start(whole); err = p.communicate()[1]; assert p.returncode==0, err
+    p, deadline = start(out), time.time()+120
+    while not (out/'checkpoint.pt').exists() and p.poll() is None and time.time()<deadline: time.sleep(.005)
+    p.send_signal(signal.SIGKILL); p.communicate()
+    assert p.returncode==-9 and not (out/'end.pt').exists()
+    p = start(out); err = p.communicate()[1]; assert p.returncode==0, err
+    a, b = ((f/'codec'/'diffusion_pytorch_model.safetensors').read_bytes() for f in (whole, out))
+    assert a==b
+    a, b = (torch.load(f/'end.pt', weights_only=True) for f in (whole, out))
+    for k in a['gan']['disc']: assert torch.equal(a['gan']['disc'][k], b['gan']['disc'][k]), k
+    for i,s in a['gan']['opt']['state'].items():
+        for k,v in s.items(): assert torch.equal(v, b['gan']['opt']['state'][i][k]), (i, k)
+    assert torch.allclose(torch.tensor(a['rows']), torch.tensor(b['rows']), rtol=1e-4)
+
+def test_workers_cut_the_same_squares(tmp_path):
+    from latentfast.vae_training import picture_dls
+    src = make_pictures(tmp_path/'pictures', 40)
+    here, there = ([b[0] for b in picture_dls(src, size=16, bs=4, memory=0, num_workers=n, seed=5).train] for n in (0, 2))
+    assert len(here)==len(there)>4 and all(torch.equal(a, b) for a,b in zip(here, there))
+
+def test_without_torchmetrics_the_extra_is_named(codec, monkeypatch):
+    from latentfast.vae_training import evaluate_codec
+    monkeypatch.setitem(sys.modules, 'torchmetrics.functional.image', None)
+    with pytest.raises(ImportError, match=r'pip install latentfast\[metrics\]'): evaluate_codec(codec, torch.zeros(2,3,32,32))
