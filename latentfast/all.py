@@ -10,8 +10,13 @@ from .classifier import *
 from .schedule import *
 from .unet import *
 from .perceptual import *
+from .feature_nets import *
 from .sampling import *
+from .guidance import *
+from .editing import *
+from .decoding import *
 from .training import *
 from .pipeline import *
 from .evaluation import *
+from .report import *
 from .demo import *
