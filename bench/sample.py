@@ -75,12 +75,14 @@ def calls_to_ddim100(model, store, clf=None, n=5000, samplers=SAMPLERS, calls=CA
         import matplotlib.pyplot as plt
         fig, ax = plt.subplots(figsize=(6,4))
         for s,row in table.items(): ax.plot(list(row), list(row.values()), 'o-', ms=3, label=s)
-        ax.axhline(base, c='.6', lw=.8, ls=':'); ax.set(xscale='log', yscale='log', xlabel='network calls', ylabel='FID'); ax.legend(fontsize=7)
+        ax.axhline(base, c='.6', lw=.8, ls=':'); ax.legend(fontsize=7)
+        ax.set(xscale='log', yscale='log', xlabel='network calls', ylabel='FID')
         fig.savefig(plot, dpi=120, bbox_inches='tight')
     rows, fids = [], {s: {str(k): v for k,v in row.items()} for s,row in table.items()}
     for s,row in table.items():
         good = [k for k in calls if all(row[j]<=1.02*base for j in calls if j>=k)]
-        if good: rows.append(dict(bench='sample', case=f'calls_to_ddim100/{s}', peer='ddim100', unit='calls', ours=good[0], theirs=100, ratio=good[0]/100, runs=1, spread=[good[0]/100]*2, fid=row[good[0]], fid_ddim100=base, n=n))
+        if good: rows.append(dict(bench='sample', case=f'calls_to_ddim100/{s}', peer='ddim100', unit='calls', ours=good[0], theirs=100,
+                                  ratio=good[0]/100, runs=1, spread=[good[0]/100]*2, fid=row[good[0]], fid_ddim100=base, n=n))
     if not rows: print('No sampler came to within 2 % of DDIM-100 with these numbers of calls.')
     else: rows.append({**min(rows, key=lambda r: r['ours']), 'case': 'calls_to_ddim100'})
     print(json.dumps(dict(bench='sample', case='fid_by_calls', fid_ddim100=base, n=n, fids=fids)))
@@ -91,7 +93,8 @@ def run(quick=False, model=None, store=None, **kw): return calls_to_ddim100(mode
 if __name__=='__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--quick', action='store_true', help='fewer steps and runs; under a minute. With --model: 500 samples, three samplers')
-    p.add_argument('--model', help='a trained model, for calls_to_ddim100'); p.add_argument('--store', help='the store that it was trained on')
+    p.add_argument('--model', help='a trained model, for calls_to_ddim100')
+    p.add_argument('--store', help='the store that it was trained on')
     p.add_argument('--features', help="a latent classifier whose features FID is of; without one the latents themselves, averaged to 8x8")
     p.add_argument('-n', type=int, default=5000, help='samples for each FID'); p.add_argument('--seed', type=int, default=0)
     p.add_argument('--plot', help='write FID against network calls to this file')

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['fit_preview', 'preview', 'show_steps', 'save_animation', 'decode_tiled']
 
-# %% ../nbs/10c_decoding.ipynb #8cca1f8c
+# %% ../nbs/10c_decoding.ipynb #beae9512
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from torch import Tensor
 from PIL import Image
 from .autoencoder import LatentCodec, grid_image
 
-# %% ../nbs/10c_decoding.ipynb #9ed98061
+# %% ../nbs/10c_decoding.ipynb #45b2be40
 @torch.no_grad()
 def fit_preview(
     source,           # A `LatentStore`; or pictures [B,3,H,W] in [-1,1], with `codec`
@@ -42,7 +42,7 @@ def preview(
     m,b = (torch.as_tensor(o, dtype=torch.float32, device=z.device) for o in (matrix, bias))
     return (torch.einsum('bchw,cr->brhw', z.float(), m)+b.view(3,1,1)).clamp(-1,1)
 
-# %% ../nbs/10c_decoding.ipynb #dc1262f4
+# %% ../nbs/10c_decoding.ipynb #136959a6
 def show_steps(
     steps,           # What `sample(..., yield_steps=True)` gives: latents [n,C,h,w] for each step; or pictures [n,3,H,W] in [-1,1]
     decode=None,     # Function from latents to pictures, such as `decode`, `pipe.decode` or a preview; not given: they are pictures
@@ -55,7 +55,7 @@ def show_steps(
     i = np.unique(np.linspace(0, len(steps)-1, min(ncol, len(steps))).round().astype(int))
     return grid_image(torch.stack([(decode or (lambda x: x))(steps[j]).cpu() for j in i], 1).flatten(0,1), ncol=len(i), scale=scale)
 
-# %% ../nbs/10c_decoding.ipynb #f6c5a72f
+# %% ../nbs/10c_decoding.ipynb #6dd418c7
 def save_animation(
     path,               # Where to: .gif, .webp or .png (an animated PNG)
     steps,              # As for `show_steps`
@@ -74,7 +74,7 @@ def save_animation(
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0, **(dict(quality=85) if path.suffix.lower()=='.webp' else {}))
     return path
 
-# %% ../nbs/10c_decoding.ipynb #dce3d66f
+# %% ../nbs/10c_decoding.ipynb #42f2cef4
 def _ramp(n, lo, hi, device):
     "Weights [n] of a tile's rows: rising over the first `lo` places and falling over the last `hi`"
     i = torch.arange(n, device=device)+.5

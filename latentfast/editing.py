@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['latent_mask', 'slerp', 'ddim_invert', 'variations']
 
-# %% ../nbs/10b_editing.ipynb #5d1750f7
+# %% ../nbs/10b_editing.ipynb #b4686379
 import numpy as np, torch, torch.nn.functional as F
 from torch import Tensor
 from .sampling import initial_noise, predict, timesteps
 from .schedule import abar, timestep_to_t, to_eps
 
-# %% ../nbs/10b_editing.ipynb #5c5f4092
+# %% ../nbs/10b_editing.ipynb #f59063d0
 def latent_mask(
     mask,           # 1 (or True, or white) where something new is made: a picture or array [H,W], or a tensor [H,W] or [B,1,H,W]; uint8 up to 255
     factor:int=8    # How many times smaller the latents are: the codec's `factor`
@@ -24,7 +24,7 @@ def latent_mask(
         raise ValueError(f'A mask [H,W] with values 0 to 1 and sides that are multiples of {factor} is wanted; this is {list(m.shape)}, {m.min():.3g} to {m.max():.3g}.')
     return F.max_pool2d(m, factor)
 
-# %% ../nbs/10b_editing.ipynb #e1a9ec66
+# %% ../nbs/10b_editing.ipynb #65f107cc
 def slerp(
     a:Tensor,  # Noise [B,C,h,w], or of one sample, in any other number of dimensions
     b:Tensor,  # Noise of the same shape
@@ -40,7 +40,7 @@ def slerp(
     if (angle<1e-4).all(): return torch.lerp(a, b, t)
     return (((1-t)*angle).sin()*a + (t*angle).sin()*b)/angle.sin().clamp(min=1e-6)
 
-# %% ../nbs/10b_editing.ipynb #a978ff07
+# %% ../nbs/10b_editing.ipynb #3a64a133
 @torch.no_grad()
 def ddim_invert(
     model,                 # Anything that `predict` can ask
@@ -64,7 +64,7 @@ def ddim_invert(
         x, here = y, there
     return x
 
-# %% ../nbs/10b_editing.ipynb #847a62fe
+# %% ../nbs/10b_editing.ipynb #3a0cc0b6
 def variations(
     noise:Tensor,      # Noise of one sample [C,h,w], from `initial_noise` or `ddim_invert`
     n:int,             # How many

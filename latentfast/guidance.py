@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['ClassifierGuided', 'Autoguided']
 
-# %% ../nbs/10a_guidance.ipynb #0081f289
+# %% ../nbs/10a_guidance.ipynb #51a26ef4
 import torch
 from torch import nn, Tensor
 from .sampling import guide, predict
 from .schedule import abar, target, timestep_to_t, to_eps, to_x0
 
-# %% ../nbs/10a_guidance.ipynb #c8d8baa7
+# %% ../nbs/10a_guidance.ipynb #f4aa1f53
 class ClassifierGuided(nn.Module):
     "A model steered by a classifier of clean latents, called with the class wanted as its condition"
     def __init__(self,
@@ -44,7 +44,7 @@ class ClassifierGuided(nn.Module):
         x0 = x0 + self.scale*((1-a)/a.sqrt().clamp(min=.1)*grad).to(x0)
         return target(x0, to_eps(x0, x, ab, 'x0'), ab, self.objective)
 
-# %% ../nbs/10a_guidance.ipynb #a4c1e90f
+# %% ../nbs/10a_guidance.ipynb #510abd5e
 class Autoguided(nn.Module):
     "A model guided away from a weaker version of itself"
     def __init__(self,

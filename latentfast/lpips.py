@@ -7,7 +7,7 @@ __all__ = ['DISTORTIONS', 'BAPPS_SETS', 'BAPPS_REFERENCE', 'LPIPS', 'distort', '
            'score_2afc', 'bapps_scores', 'bapps_table', 'TwoAlternatives', 'NonNegative', 'PicturesToFloat',
            'triplet_dls', 'lpips_learner']
 
-# %% ../nbs/14_lpips.ipynb #dfa29ac6
+# %% ../nbs/14_lpips.ipynb #aaf1bbbf
 import io
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from .autoencoder import BUNDLED
 from .callbacks import EpochSeed, fused_adamw
 from .sources import load_picture
 
-# %% ../nbs/14_lpips.ipynb #82f30977
+# %% ../nbs/14_lpips.ipynb #e0173af6
 class LPIPS(ModelMixin, ConfigMixin):
     "Perceptual distance of pictures on a frozen timm backbone (Zhang et al. 2018)"
     ignore_for_config = ['pretrained']
@@ -44,6 +44,8 @@ class LPIPS(ModelMixin, ConfigMixin):
         super().__init__()
         import timm
         try: self.backbone = timm.create_model(backbone, pretrained=pretrained, features_only=True, out_indices=tuple(layers), **(backbone_args or {}))
+        except OSError as e:
+            raise FileNotFoundError(f"timm's weights of {backbone!r} could not be fetched ({type(e).__name__}): connect to the hub, or begin with a saved LPIPS, such as 'tiny'.") from None
         except Exception as e:
             raise ValueError(f'timm gives no maps {tuple(layers)} of a backbone {backbone!r} ({type(e).__name__}: {str(e).strip()[:150]}). '
                              'Choose one of timm.list_models(), and layers that it has.') from None
@@ -105,7 +107,7 @@ class LPIPS(ModelMixin, ConfigMixin):
         for w,lin in zip(net.heads, lins, strict=True): w.data.copy_(lin.model[-1].weight.detach().flatten())
         return net.eval()
 
-# %% ../nbs/14_lpips.ipynb #78e1fd7c
+# %% ../nbs/14_lpips.ipynb #d8c0c858
 DISTORTIONS = ('blur', 'noise', 'jpeg', 'shift', 'colour')
 
 def distort(
@@ -129,7 +131,7 @@ def distort(
         tint = rng.normal(size=3); out = picture*(1+(.5 if strong else .2)*amount*tint/np.abs(tint).max())
     return np.asarray(np.clip(out, 0, 255), np.uint8)
 
-# %% ../nbs/14_lpips.ipynb #21ef40be
+# %% ../nbs/14_lpips.ipynb #a85f1392
 class DistortionTriplets:
     "A data set of (ref, p0, p1, judge) with distortions of `pictures`, of which the nearer one is known"
     def __init__(self,
@@ -145,7 +147,7 @@ class DistortionTriplets:
         p0, p1 = (distort(ref, k, j!=nearer, rng) for j,k in enumerate(kinds))
         return (*(torch.from_numpy(p.copy()).permute(2,0,1) for p in (ref,p0,p1)), torch.tensor(float(nearer)))
 
-# %% ../nbs/14_lpips.ipynb #d206bebc
+# %% ../nbs/14_lpips.ipynb #ceb7dc36
 BAPPS_SETS = dict(train=('traditional','cnn','mix'), val=('cnn','traditional','color','deblur','frameinterp','superres'))
 
 class BAPPS:
@@ -169,7 +171,7 @@ class BAPPS:
         pictures = [torch.from_numpy(load_picture(folder/k/f'{name}.png', self.size).copy()).permute(2,0,1) for k in ('ref','p0','p1')]
         return (*pictures, torch.tensor(float(np.load(folder/'judge'/f'{name}.npy', allow_pickle=False).reshape(-1)[0])))
 
-# %% ../nbs/14_lpips.ipynb #f3019889
+# %% ../nbs/14_lpips.ipynb #8748e3df
 def two_afc(
     d0:Tensor,   # Distance of p0 to the reference [B]
     d1:Tensor,   # Distance of p1 [B]
@@ -191,7 +193,7 @@ def score_2afc(
         out.append(two_afc(distance(ref,p0).cpu(), distance(ref,p1).cpu(), judge))
     return torch.cat(out).mean().item()
 
-# %% ../nbs/14_lpips.ipynb #20aa517b
+# %% ../nbs/14_lpips.ipynb #721d62ea
 BAPPS_REFERENCE = dict(cnn=(.822,.826), traditional=(.735,.772), color=(.617,.624), deblur=(.594,.595), frameinterp=(.624,.627), superres=(.696,.694))
 
 def bapps_scores(
@@ -209,7 +211,7 @@ def bapps_table(
     rows = [f'{"2AFC":12}  ours  authors  reproduction'] + [f'{k:12} {v:.3f}    {a:.3f}         {b:.3f}' for k,v in scores.items() for a,b in [BAPPS_REFERENCE[k]]]
     return '\n'.join(rows)
 
-# %% ../nbs/14_lpips.ipynb #33d650bf
+# %% ../nbs/14_lpips.ipynb #8cd0e935
 class TwoAlternatives(nn.Module):
     "An `LPIPS` and the network that turns its two distances into a choice"
     def __init__(self,
@@ -239,7 +241,7 @@ class PicturesToFloat(ItemTransform):
     "Batch transform: uint8 pictures to float in [-1,1], and the rest as it is"
     def encodes(self, b): return tuple(o.float()/127.5-1 if o.dtype==torch.uint8 else o for o in b)
 
-# %% ../nbs/14_lpips.ipynb #839c6820
+# %% ../nbs/14_lpips.ipynb #08e118cb
 def triplet_dls(
     train,             # A data set of (ref, p0, p1, judge), such as `BAPPS(path)` or `DistortionTriplets`
     valid,             # Another to validate on

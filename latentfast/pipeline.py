@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['model_card', 'LatentDiffusionPipeline']
 
-# %% ../nbs/12_pipeline.ipynb #e6ecfc9d
+# %% ../nbs/12_pipeline.ipynb #647c9aa3
 import json, tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ from .schedule import OBJECTIVES, diffusers_scheduler
 from .store import LatentNormalizer
 from .training import DiffusionLearner
 
-# %% ../nbs/12_pipeline.ipynb #ec647079
+# %% ../nbs/12_pipeline.ipynb #1d1e58ae
 def model_card(
     pipe,               # A `LatentDiffusionPipeline`
     samples:bool=False  # Whether there is a samples.png beside it
@@ -47,7 +47,7 @@ def model_card(
     if pipe.classes: lines.append(f'Classes of the training pictures: {", ".join(pipe.classes)}.\n')
     return '\n'.join(lines)
 
-# %% ../nbs/12_pipeline.ipynb #aff4a14c
+# %% ../nbs/12_pipeline.ipynb #fcab59d9
 _WHERE = 'give the folder that export_pipeline or `latentfast train` wrote.'
 
 def _read_index(folder, name):
@@ -71,7 +71,7 @@ def _check_weights(unet, folder):
         with safe_open(f, 'pt') as s: keys |= set(s.keys())
     if keys!=want: raise ValueError(f'{folder} holds the weights of another network: {len(want-keys)} that {type(unet).__name__} needs are missing and {len(keys-want)} are not its own. Export the model again.')
 
-# %% ../nbs/12_pipeline.ipynb #58baab8d
+# %% ../nbs/12_pipeline.ipynb #d8d3e5b1
 class LatentDiffusionPipeline(DiffusionPipeline):
     "U-Net, autoencoder, schedule and normaliser of a latent diffusion model, as a diffusers pipeline"
     def __init__(self,
@@ -190,12 +190,16 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         strength:float=1.,           # With `image`: how much of it is made new, in (0,1]; .6 is a good start
         mask_image=None,             # With `image`: white where something new is made; black is kept, pixel for pixel
         generator=None,              # A torch.Generator that the seed is drawn from, instead of `seed`
-        callback_on_step_end=None,   # Called after each step with (pipeline, step, timestep, dict(latents=...)); the latents of what it returns are gone on with
+        callback_on_step_end=None,   # Called after each step with (pipeline, step, timestep, dict of tensors); if it returns a dict with 'latents', these are gone on with
+        callback_on_step_end_tensor_inputs=('latents',), # What is in that dict: 'latents', and 'x0', the guess of where they lead
         tile=False,                  # Decode in tiles, see `decode`
+        slice_size:int=64,           # Pictures at a time
         **kwargs                     # Further arguments of `sample`, such as t_max or threshold
     ):
         "Sample pictures, called as any diffusers pipeline. ValueError for what is out of range"
         if output_type not in ('pil','np','pt','latent'): raise ValueError(f"output_type is 'pil', 'np', 'pt' or 'latent'; {output_type!r} was given.")
+        inputs = tuple(callback_on_step_end_tensor_inputs)
+        if not {*inputs}<={'latents','x0'}: raise ValueError(f"callback_on_step_end_tensor_inputs: there are 'latents' and 'x0'; {inputs} were given.")
         if generator is not None: seed = torch.randint(2**31, (), generator=generator, device=generator.device).item()
         f, h, w = self.codec.factor, *self._latent_shape(size)[1:]
         if label is not None:
@@ -209,11 +213,11 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             if hasattr(mask_image, 'convert'): mask_image = mask_image.convert('L').resize((w*f, h*f), Image.Resampling.NEAREST)
             kwargs['mask'] = latent_mask(mask_image, f)
         unet = self.unet if classifier is None else self._guided(classifier, guidance_scale)
-        with self.progress_bar(total=num_inference_steps*-(-batch_size//kwargs.get('batch_size', 64))) as bar:
+        with self.progress_bar(total=num_inference_steps*-(-batch_size//max(slice_size, 1))) as bar:
             def callback(i, k, x, x0):
                 bar.update()
-                if callback_on_step_end: return (callback_on_step_end(self, i, k, dict(latents=x)) or {}).get('latents')
-            z = sample(unet, batch_size, steps=num_inference_steps, seed=seed, eta=eta, sampler=sampler, progress=False, callback=callback,
+                if callback_on_step_end: return (callback_on_step_end(self, i, k, {o: dict(latents=x, x0=x0)[o] for o in inputs}) or {}).get('latents')
+            z = sample(unet, batch_size, steps=num_inference_steps, seed=seed, eta=eta, sampler=sampler, batch_size=slice_size, progress=False, callback=callback,
                        **{**dict(shape=self._latent_shape(size), schedule=self.config.schedule, objective=self.objective), **kwargs})
         if output_type=='latent': return ImagePipelineOutput(images=z) if return_dict else (z,)
         out = self.decode(z, tile)
@@ -281,7 +285,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         pipe.codec
         return pipe
 
-# %% ../nbs/12_pipeline.ipynb #3798a4ef
+# %% ../nbs/12_pipeline.ipynb #f1453209
 @patch
 def training_facts(self:DiffusionLearner) -> dict:
     "What a learner knows of its training, for the model card"
@@ -317,5 +321,5 @@ def export_pipeline(self:DiffusionLearner,
     self.to_pipeline(facts).save_pretrained(folder, samples=samples)
     return folder
 
-# %% ../nbs/12_pipeline.ipynb #d5153b10
+# %% ../nbs/12_pipeline.ipynb #0c9f89b0
 _OURS = {'model_index.json','unet','vae','scheduler','README.md','samples.png','checkpoint.pt','training.json','progress'}

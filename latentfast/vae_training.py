@@ -8,7 +8,7 @@ __all__ = ['PictureSquares', 'PictureDL', 'picture_dls', 'KLAutoencoder', 'VQAut
            'PatchDiscriminator', 'hinge_loss', 'adaptive_weight', 'PatchGAN', 'ReconstructionProgress', 'VAELearner',
            'vae_learner', 'evaluate_codec', 'codec_report', 'show_codec']
 
-# %% ../nbs/15_vae_training.ipynb #4a1b9892
+# %% ../nbs/15_vae_training.ipynb #562434dd
 import math
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
@@ -32,7 +32,7 @@ from .lpips import PicturesToFloat
 from .sources import Pictures, find_pictures, _TURN, _orientation, _rgb
 from .training import EMA
 
-# %% ../nbs/15_vae_training.ipynb #a10ccfc6
+# %% ../nbs/15_vae_training.ipynb #20bf65fa
 def _whole_picture(source, least):
     "All of a picture as RGB, reduced to a short side of `least` if it is longer"
     with Image.open(source) as im:
@@ -120,7 +120,7 @@ class PictureDL(TfmdDL):
         "Show a batch's pictures"
         show_images((self.one_batch() if b is None else b)[0][:max_n], ncol=ncol)
 
-# %% ../nbs/15_vae_training.ipynb #eaae46b2
+# %% ../nbs/15_vae_training.ipynb #45e2dfba
 def picture_dls(
     src,                # A folder of pictures (or whatever `find_pictures` takes), or a list of them; of several each gives the same share of a pass
     size:int=256,       # Pixels on each side; a multiple of the autoencoder's factor
@@ -149,7 +149,7 @@ def picture_dls(
     if seed is not None: tdl.rng.seed(seed)
     return DataLoaders(tdl, vdl, device=device)
 
-# %% ../nbs/15_vae_training.ipynb #7222e6b5
+# %% ../nbs/15_vae_training.ipynb #0a1afd8c
 class KLAutoencoder(nn.Module):
     "An `AutoencoderKL` as training calls it: pictures to (reconstruction, posterior mean, its log-variance)"
     def __init__(self, net): super().__init__(); self.net = net
@@ -166,7 +166,7 @@ class VQAutoencoder(nn.Module):
         e = q.embedding(k).view(len(z), *z.shape[2:], -1).permute(0,3,1,2)
         return self.net.decode(z+(e-z).detach(), force_not_quantize=True).sample, z, e, k
 
-# %% ../nbs/15_vae_training.ipynb #a77c4e3c
+# %% ../nbs/15_vae_training.ipynb #d24f1e46
 _CHANNELS = {4:(128,256,512), 8:(128,256,512,512), 16:(128,128,256,256,512), 32:(128,128,256,256,512,512)}
 
 def make_autoencoder(
@@ -191,7 +191,7 @@ def make_autoencoder(
                 latent_channels=latent_channels, norm_num_groups=groups, mid_block_add_attention=attention, sample_size=sample_size)
     return AutoencoderKL(**args) if kind=='kl' else VQModel(num_vq_embeddings=codebook, vq_embed_dim=latent_channels, **args)
 
-# %% ../nbs/15_vae_training.ipynb #1af07418
+# %% ../nbs/15_vae_training.ipynb #c644f744
 class Diverged(FloatingPointError):
     "A training that blew up"
     def __init__(self, message): super().__init__(message); self.message = message
@@ -252,7 +252,7 @@ class Column(Metric):
     @property
     def value(self): return self._get()
 
-# %% ../nbs/15_vae_training.ipynb #9c17a292
+# %% ../nbs/15_vae_training.ipynb #11cbd2c2
 class Reconstruct(Callback):
     "The pictures as the target; the reconstruction as the prediction, and the rest of what the model gave as `latent`. Counts the `steps`"
     order = Watch.order+1
@@ -290,7 +290,7 @@ class LPIPSLoss(LossTerm):
         self.watch.note('lpips', d)
         return d
 
-# %% ../nbs/15_vae_training.ipynb #9affdc4b
+# %% ../nbs/15_vae_training.ipynb #56b3f288
 class KLLoss(LossTerm):
     "Divergence of the posterior from a standard normal, in nats per value of the picture, so that weights compare with LDM's"
     def term(self):
@@ -299,7 +299,7 @@ class KLLoss(LossTerm):
         self.watch.note('kl', kl/mean.numel())
         return kl/self.yb[0].numel()
 
-# %% ../nbs/15_vae_training.ipynb #4a6393cc
+# %% ../nbs/15_vae_training.ipynb #4cde47bf
 def perplexity(
     counts:Tensor # How often each code was used [K]
 ) -> float:       # 1 to K
@@ -346,7 +346,7 @@ class CodebookLoss(LossTerm):
         book = self.model.net.quantize.embedding.weight
         self.recent, self.counts['train'] = state['recent'].to(book.device), state['train'].to(book.device)
 
-# %% ../nbs/15_vae_training.ipynb #ca6cad9b
+# %% ../nbs/15_vae_training.ipynb #f9d4c573
 class PatchDiscriminator(nn.Module):
     "The PatchGAN of Isola et al. 2017: one logit for each patch, high for real"
     def __init__(self,
@@ -374,7 +374,7 @@ def hinge_loss(
     "The discriminator's loss: 0 where it says more than 1 for real and less than -1 for fake (Lim and Ye 2017), as VQGAN halves it"
     return .5*(F.relu(1-real).mean()+F.relu(1+fake).mean())
 
-# %% ../nbs/15_vae_training.ipynb #24969dfa
+# %% ../nbs/15_vae_training.ipynb #8abfd865
 def adaptive_weight(
     loss:Tensor,            # What the reconstruction is judged by so far
     gan:Tensor,             # The discriminator's term
@@ -386,7 +386,7 @@ def adaptive_weight(
         a, b = (torch.autograd.grad(o, last, retain_graph=True)[0].norm() for o in (loss, gan))
     return (a/(b+1e-4)).clamp(0, max_weight).detach()
 
-# %% ../nbs/15_vae_training.ipynb #e55695b1
+# %% ../nbs/15_vae_training.ipynb #f356cfb9
 class PatchGAN(LossTerm):
     "A discriminator, its optimiser and its term, from step `start` on"
     order, run_valid = AutoPrecision.order-1, False
@@ -429,7 +429,7 @@ class PatchGAN(LossTerm):
     def state_dict(self): return dict(disc=self.disc.state_dict(), opt=self.disc_opt.state_dict())
     def load_state_dict(self, state): self.disc.load_state_dict(state['disc']); self.disc_opt.load_state_dict(state['opt'])
 
-# %% ../nbs/15_vae_training.ipynb #ca42264f
+# %% ../nbs/15_vae_training.ipynb #8790c838
 class ReconstructionProgress(Callback):
     "Held-out pictures over their reconstructions every so many steps; `.history` keeps [(step, reconstructions)]"
     order, run_valid = 55, False
@@ -455,7 +455,7 @@ class ReconstructionProgress(Callback):
         "Draw the pictures, and a row of reconstructions for each time"
         show_images(torch.cat([self.shown, *[y for _,y in self.history]]), ncol=len(self.shown))
 
-# %% ../nbs/15_vae_training.ipynb #98532dc8
+# %% ../nbs/15_vae_training.ipynb #43501994
 class VAELearner(Learner):
     "A fastai `Learner` that trains an autoencoder; made by `vae_learner`"
     def fit(self, *args, **kwargs):
@@ -518,7 +518,7 @@ class VAELearner(Learner):
         x = next(iter(self.dls.valid))[0][:max_n].cpu()
         show_images(torch.cat([x, self.reconstruct_pictures(x)]), ncol=len(x))
 
-# %% ../nbs/15_vae_training.ipynb #e748c7e1
+# %% ../nbs/15_vae_training.ipynb #cc0a3500
 _SIZES = {None: dict(channels=None, layers=2, attention=True, codebook=16384, kl_weight=1e-6, restart=0, disc_start=50_000, disc_channels=64),
           'tiny': dict(channels=(16,48,96,120), layers=1, attention=False, codebook=1024, kl_weight=.05, restart=100, disc_start=2000, disc_channels=32)}
 
@@ -584,7 +584,7 @@ def vae_learner(
     return VAELearner(dls, (VQAutoencoder if vq else KLAutoencoder)(model), loss_func=pixel_loss, opt_func=opt_func, metrics=shown,
                       cbs=[*added, *listify(cbs)], **{'train_bn': False, **kwargs})
 
-# %% ../nbs/15_vae_training.ipynb #e5b3be16
+# %% ../nbs/15_vae_training.ipynb #766e5b4f
 @torch.inference_mode()
 def evaluate_codec(
     codec:LatentCodec, # What to judge
