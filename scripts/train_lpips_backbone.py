@@ -2,9 +2,10 @@
 
     python scripts/train_lpips_backbone.py TINY_IMAGENET
 
-First the backbone, a small DLA (Yu et al. 2018, from timm) whose first maps have the size of the picture, learns to name what is in a picture of 64
-pixels. Then it is frozen, and the heads are trained on triplets made from the same pictures, of which the nearer one is known: nobody's answers are
-in them. `--triplets 0` leaves the heads equal. Ctrl-C or a kill loses at most five minutes: the same command goes on.
+First the backbone, a small DLA (Yu et al. 2018, from timm) whose first maps have the size of the picture, learns to name what is in a
+picture of 64 pixels. Then it is frozen, and the heads are trained on triplets made from the same pictures, of which the nearer one is
+known: nobody's answers are in them. `--triplets 0` leaves the heads equal. Ctrl-C or a kill loses at most five minutes: the same command
+goes on.
 """
 import argparse
 from pathlib import Path
@@ -46,14 +47,15 @@ def main():
     torch.manual_seed(a.seed)
     net, dls = LPIPS(**NET), picture_dls(a.pictures, a.size, bs=a.batch_size, per_epoch=a.per_epoch, seed=a.seed)
     model = Classifier(net, len(dls.train_ds.classes))
-    learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(label_smoothing=.1), metrics=accuracy, opt_func=fused_adamw, train_bn=False,
-                    cbs=[AutoPrecision(), EpochSeed(a.seed), LatentCropErase(pad=a.size//8, max_num=1), Checkpoint(work/'backbone.pt', settings, after_save=lambda e: print(flush=True))])
+    cbs = [AutoPrecision(), EpochSeed(a.seed), LatentCropErase(pad=a.size//8, max_num=1), Checkpoint(work/'backbone.pt', settings)]
+    learn = Learner(dls, model, loss_func=CrossEntropyLossFlat(label_smoothing=.1), metrics=accuracy, opt_func=fused_adamw, train_bn=False, cbs=cbs)
     learn.fit_quietly(a.epochs, a.lr, label='backbone', wd=.05)
     print('accuracy', learn.recorder.values[-1][-1])
     net = LPIPS(**NET); net.backbone.load_state_dict(model.to(memory_format=torch.contiguous_format).backbone.state_dict())
     if a.triplets:
         square = lambda ds, n: np.stack([ds.square(int(k)) for k in np.linspace(0, len(ds)-1, min(n, len(ds)))])
-        train, valid = DistortionTriplets(square(dls.train_ds, 2000), a.triplets, a.seed), DistortionTriplets(square(dls.valid_ds, 1000), 1000, a.seed+1)
+        train = DistortionTriplets(square(dls.train_ds, 2000), a.triplets, a.seed)
+        valid = DistortionTriplets(square(dls.valid_ds, 1000), 1000, a.seed+1)
         print(f'2AFC: L2 {score_2afc(l2, valid):.3f}, equal weights {score_2afc(net.eval(), valid):.3f}', flush=True)
         learn = lpips_learner(triplet_dls(train, valid), net, seed=a.seed, cbs=Checkpoint(work/'heads.pt', settings))
         learn.fit_quietly(2, .02, label='heads')

@@ -2,12 +2,13 @@
 
     python scripts/train_tiny.py --steps 20000 PHOTOS [PHOTOS ...]
 
-Each folder gives the same share of the pictures, however many it has; a tenth of each is held out where it has no valid folder. Losses: L1, LPIPS,
-KL and a PatchGAN, as `latentfast.vae_training.vae_learner` has them. Three things are added, since the codec has to serve pictures of all sizes and
-colours: half of the batches are reduced to half the size; half of each batch gets other and stronger colours, for photos are mostly blue and brown;
-and as photos alone spend all four channels on brightness and on blue against orange, channel 0 is pulled to green against magenta for the first 40 %
-of a run. The weights that are saved are an exponential moving average, in float16. A checkpoint is written every five minutes: Ctrl-C or a kill loses no
-more, and the same command goes on. Pictures on the way are in WORK/progress.
+Each folder gives the same share of the pictures, however many it has; a tenth of each is held out where it has no valid folder. Losses:
+L1, LPIPS, KL and a PatchGAN, as `latentfast.vae_training.vae_learner` has them. Three things are added, since the codec has to serve
+pictures of all sizes and colours: half of the batches are reduced to half the size; half of each batch gets other and stronger colours,
+for photos are mostly blue and brown; and as photos alone spend all four channels on brightness and on blue against orange, channel 0 is
+pulled to green against magenta for the first 40 % of a run. The weights that are saved are an exponential moving average, in float16. A
+checkpoint is written every five minutes: Ctrl-C or a kill loses no more, and the same command goes on. Pictures on the way are in
+WORK/progress.
 """
 import argparse, json
 from functools import partial
@@ -42,25 +43,31 @@ def main():
     ap.add_argument('photos', nargs='+', help='folders of photos')
     ap.add_argument('--out', default='latentfast/models/tiny', help='where config.json and fp16 safetensors go')
     ap.add_argument('--work', default='tiny-training', help='folder for the checkpoint and the pictures on the way')
-    ap.add_argument('--steps', type=int, default=20000); ap.add_argument('--epoch', type=int, default=1000, help='steps between two looks at the held-out pictures')
+    ap.add_argument('--steps', type=int, default=20000)
+    ap.add_argument('--epoch', type=int, default=1000, help='steps between two looks at the held-out pictures')
     ap.add_argument('--size', type=int, default=128); ap.add_argument('--batch-size', type=int, default=8)
-    ap.add_argument('--lr', type=float, default=1e-3); ap.add_argument('--colours', type=float, default=1., help='weight of the two colour terms')
+    ap.add_argument('--lr', type=float, default=1e-3)
+    ap.add_argument('--colours', type=float, default=1., help='weight of the two colour terms')
     ap.add_argument('--lpips', default='tiny', help="'tiny', a folder, or none"); ap.add_argument('--lpips-weight', type=float, default=1.)
     ap.add_argument('--kl-weight', type=float, default=.05); ap.add_argument('--disc-weight', type=float, default=.5)
-    ap.add_argument('--disc-start', type=int, default=8000, help='steps without the PatchGAN'); ap.add_argument('--disc-channels', type=int, default=32)
+    ap.add_argument('--disc-start', type=int, default=8000, help='steps without the PatchGAN')
+    ap.add_argument('--disc-channels', type=int, default=32)
     ap.add_argument('--start', help="a codec to go on from: 'tiny', or a folder"); ap.add_argument('--seed', type=int, default=0)
     a = ap.parse_args()
     work, settings = Path(a.work), {k: v for k,v in vars(a).items() if k not in ('out','work')}
-    dls = picture_dls(a.photos, a.size, bs=a.batch_size, min_scale=.33, per_epoch=a.epoch*a.batch_size, n_valid=200, augment=Vary(), seed=a.seed)
+    dls = picture_dls(a.photos, a.size, bs=a.batch_size, min_scale=.33, per_epoch=a.epoch*a.batch_size, n_valid=200,
+                      augment=Vary(), seed=a.seed)
     model = LatentCodec.from_pretrained(a.start).model.requires_grad_(True) if a.start else None
-    learn = vae_learner(dls, size='tiny', model=model, lpips=None if a.lpips=='none' else LPIPS.from_pretrained(a.lpips), lpips_weight=a.lpips_weight, l2=2.,
-        kl_weight=a.kl_weight, disc_weight=a.disc_weight, disc_start=a.disc_start, disc_channels=a.disc_channels, seed=a.seed,
-        opt_func=partial(OptimWrapper, opt=partial(torch.optim.Adam, betas=(.9,.99), fused=True)), cbs=[Colours(a.colours)] if a.colours else None)
+    lpips = None if a.lpips=='none' else LPIPS.from_pretrained(a.lpips)
+    adam = partial(OptimWrapper, opt=partial(torch.optim.Adam, betas=(.9,.99), fused=True))
+    learn = vae_learner(dls, size='tiny', model=model, l2=2., lpips=lpips, lpips_weight=a.lpips_weight, kl_weight=a.kl_weight,
+        disc_weight=a.disc_weight, disc_start=a.disc_start, disc_channels=a.disc_channels, seed=a.seed, opt_func=adam,
+        cbs=[Colours(a.colours)] if a.colours else None)
     def told(epoch):
         row = dict(zip(learn.recorder.metric_names[1:-1], (float(v) for v in learn.recorder.values[-1])))
         with open(work/'log.jsonl', 'a') as f: f.write(json.dumps(dict(steps=learn.reconstruct.steps, **row))+'\n')
-    learn.fit_quietly(a.steps//a.epoch, a.lr, label='tiny', moms=(.9,.9,.9),
-                      cbs=[Checkpoint(work/'checkpoint.pt', settings, after_save=told), ReconstructionProgress(every=a.epoch, folder=work/'progress')])
+    cbs = [Checkpoint(work/'checkpoint.pt', settings, after_save=told), ReconstructionProgress(every=a.epoch, folder=work/'progress')]
+    learn.fit_quietly(a.steps//a.epoch, a.lr, label='tiny', moms=(.9,.9,.9), cbs=cbs)
     codec = learn.export_codec(a.out, half=True)
     print(codec); print(codec_report(evaluate_codec(codec, torch.cat([b[0] for b in dls.valid]))))
 
