@@ -19,4 +19,6 @@ from .training import *
 from .pipeline import *
 from .evaluation import *
 from .report import *
+from .lpips import *
+from .vae_training import *
 from .demo import *

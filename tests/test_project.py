@@ -16,6 +16,10 @@ def test_all_gives_everything():
     assert python('from latentfast.all import *; print(LatentCodec.__name__, LatentStore.__name__, diffusion_learner.__name__, sample.__name__, fid.__name__, encode.__name__, evaluate.__name__)').split()==[
         'LatentCodec','LatentStore','diffusion_learner','sample','fid','encode','evaluate']
 
+def test_all_names_every_module():
+    here = {p.stem for p in (ROOT/'latentfast').glob('*.py')} - {'__init__','_modidx','all','cli'}
+    assert re.findall(r'^from \.(\w+) import \*$', (ROOT/'latentfast'/'all.py').read_text(), re.M)==[o for o in ORDER if o in here]
+
 def test_a_module_imports_only_from_those_above_it():
     for i,name in enumerate(ORDER):
         path = ROOT/'latentfast'/f'{name}.py'
