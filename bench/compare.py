@@ -28,5 +28,5 @@ def show(rows):
     "Print a table, and then each row as a line of JSON"
     print(f'{"case":22} {"peer":26} {"unit":12} {"ours":>12} {"theirs":>12} {"ratio":>8}   spread')
     for r in rows:
-        print(f'{r["case"]:22} {r["peer"]:26} {r["unit"]:12} {r["ours"]:12,.4g} {r["theirs"]:12,.4g} {r["ratio"]:8.3f}   {r["spread"][0]:.3f} .. {r["spread"][1]:.3f}')
+        print(f'{r["case"]+" "+r.get("loss", ""):22} {r["peer"]:26} {r["unit"]:12} {r["ours"]:12,.4g} {r["theirs"]:12,.4g} {r["ratio"]:8.3f}   {r["spread"][0]:.3f} .. {r["spread"][1]:.3f}')
     for r in rows: print(json.dumps(r))
