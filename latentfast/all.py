@@ -4,6 +4,7 @@ from .autoencoder import *
 from .store import *
 from .sources import *
 from .encode import *
+from .conditioning import *
 from .data import *
 from .callbacks import *
 from .classifier import *
@@ -17,6 +18,7 @@ from .editing import *
 from .decoding import *
 from .training import *
 from .pipeline import *
+from .play import *
 from .evaluation import *
 from .report import *
 from .lpips import *

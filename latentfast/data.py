@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NormalizeLatents', 'LatentDL', 'LatentDataLoaders', 'latent_dls']
 
-# %% ../nbs/04_data.ipynb #0012c72c
+# %% ../nbs/04_data.ipynb #bf9a3a8a
 import random, warnings
 from functools import cached_property
 from itertools import islice
@@ -15,16 +15,17 @@ from fastai.data.transforms import CategoryMap
 from fasttransform import ItemTransform
 from torch import Tensor
 from .autoencoder import LatentCodec, show_images
+from .conditioning import conditions
 from .store import LatentDataset, LatentStore
 
-# %% ../nbs/04_data.ipynb #ece5df27
+# %% ../nbs/04_data.ipynb #7757f2ec
 class NormalizeLatents(ItemTransform):
     "Batch transform `(z, y)` to `(normalised z, y)`; `decode` takes it back"
     def __init__(self, normalizer): self.normalizer = normalizer
     def encodes(self, b): return (self.normalizer.normalize(b[0]), *b[1:])
     def decodes(self, b): return (self.normalizer.denormalize(b[0]), *b[1:])
 
-# %% ../nbs/04_data.ipynb #50916341
+# %% ../nbs/04_data.ipynb #89c6bc66
 class LatentDL(TfmdDL):
     "A fastai `DataLoader` over a `LatentDataset` that gathers whole batches"
     def __init__(self,
@@ -32,10 +33,12 @@ class LatentDL(TfmdDL):
         bs:int=64,         # Latents in a batch
         shuffle:bool=False,# In a new order each time
         num_workers:int=0, # The gather is so fast that a worker's overhead seldom pays
+        conds=(),          # Conditions, each a function from (dataset, rows) to a dict of tensors; together they are a batch's last part
         **kwargs           # Passed to fastai's `TfmdDL`
     ):
         super().__init__(dataset, bs=bs, shuffle=shuffle, num_workers=num_workers, **kwargs)
-        self._n_inp, self._types = 1, {tuple: [Tensor]*(3 if getattr(dataset, 'index', False) else 2)}
+        self.conds = list(conds)
+        self._n_inp, self._types = 1, {tuple: [Tensor]*(3 if getattr(dataset, 'index', False) else 2)+[dict]*bool(self.conds)}
 
     skip, begin = 0, None  # of the next pass only: batches to leave out, and what to call before the first; how a `Checkpoint` goes on
     def get_idxs(self):
@@ -47,10 +50,13 @@ class LatentDL(TfmdDL):
         samps, begin, self.begin = iter(samps), self.begin, None
         if begin: begin()
         while len(idxs := list(islice(samps, self.bs))):
-            if len(idxs)==self.bs or not self.drop_last: yield self.dataset.__getitems__(idxs)
+            if len(idxs)==self.bs or not self.drop_last: yield self._batch(idxs)
+    def _batch(self, idxs):
+        b = self.dataset.__getitems__(idxs)
+        return (*b, {k: v for c in self.conds for k,v in c(self.dataset, idxs).items()}) if self.conds else b
 
     def new(self, *args, **kwargs):
-        res = super().new(*args, **kwargs)
+        res = super().new(*args, **{'conds': self.conds, **kwargs})
         res.owner = self.owner
         return res
 
@@ -73,12 +79,12 @@ class LatentDL(TfmdDL):
         titles = [f'{t}\n{p}' for t,p in zip(self._titles(b[1][:max_n]), self._titles(preds[:max_n]))]
         show_images(self.pictures(b, max_n), ncol=ncol, titles=titles)
 
-# %% ../nbs/04_data.ipynb #b9adbbf1
+# %% ../nbs/04_data.ipynb #49a7714d
 class LatentDataLoaders(DataLoaders):
-    "fastai `DataLoaders` that know their `store`, `normalizer`, `classes` and, when first asked, their `codec`"
+    "fastai `DataLoaders` that know their `store`, `normalizer`, `classes`, conditions (`conds`) and, when first asked, their `codec`"
     def __init__(self, *loaders, store, **kwargs):
         super().__init__(*loaders, **kwargs)
-        self.store, self.normalizer, self.classes = store, store.normalizer, store.classes
+        self.store, self.normalizer, self.classes, self.conds = store, store.normalizer, store.classes, self.loaders[0].conds
         for dl in self.loaders: dl.owner = self
 
     @property
@@ -89,12 +95,12 @@ class LatentDataLoaders(DataLoaders):
         self.store.check_codec(codec)
         return codec
 
-# %% ../nbs/04_data.ipynb #8332fbe9
+# %% ../nbs/04_data.ipynb #7917c5e4
 LatentDL.codec = property(lambda self: self.owner.codec)
 LatentDL.classes = property(lambda self: self.dataset.store.classes)
 LatentDL.vocab = property(lambda self: self.owner.vocab)
 
-# %% ../nbs/04_data.ipynb #3d834408
+# %% ../nbs/04_data.ipynb #cd92b2fa
 def latent_dls(
     store,              # A `LatentStore` or its folder
     bs:int=64,          # Latents in a batch
@@ -105,7 +111,8 @@ def latent_dls(
     seed:int=None,      # Decides the order of the training batches
     flip:bool=None,     # Train on mirrored pictures' latents half of the time? If not given: where the store has them
     draw:bool=None,     # Train on draws from the autoencoder's posterior? If not given: where the store has its standard deviation
-    index:bool=False    # Give each latent's row in its split as a third thing? Losses that keep their targets want it
+    index:bool=False,   # Give each latent's row in its split as a third thing? Losses that keep their targets want it
+    cond=None           # What a model is told: 'class', 'text', a second store with pictures of the same keys, or a list of such, see `07_conditioning`
 ) -> LatentDataLoaders: # Batches of (z [B,C,h,w] float32 with mean 0 and variance 1 a channel, label [B] int64, -1 for none)
     "A store as fastai `DataLoaders`; raises `ValueError` if there is nothing to train on"
     if not isinstance(store, LatentStore): store = LatentStore(store)
@@ -115,9 +122,10 @@ def latent_dls(
     if not len(valid):
         warnings.warn(f'{store.path} has no validation pictures: the training pictures are used for validation as well. Encode with valid_pct=.1 to hold a tenth out.')
         valid = LatentDataset(store, 'train', index=index, half=True)
-    norm = NormalizeLatents(store.normalizer)
+    conds, norm = [], NormalizeLatents(store.normalizer)
+    if cond is not None: conds = conditions(store, cond)
     augs = list(augment) if isinstance(augment, (list,tuple)) else [augment] if augment else []
-    tdl = LatentDL(train, bs=min(bs, len(train)), shuffle=True, drop_last=True, num_workers=num_workers, after_batch=[norm, *augs])
-    vdl = LatentDL(valid, bs=valid_bs or 2*bs, num_workers=num_workers, after_batch=[norm])
+    tdl = LatentDL(train, bs=min(bs, len(train)), shuffle=True, drop_last=True, num_workers=num_workers, after_batch=[norm, *augs], conds=conds)
+    vdl = LatentDL(valid, bs=valid_bs or 2*bs, num_workers=num_workers, after_batch=[norm], conds=conds)
     if seed is not None: tdl.rng = random.Random(seed)
     return LatentDataLoaders(tdl, vdl, store=store, path=store.path.parent, device=device)

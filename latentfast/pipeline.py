@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['model_card', 'LatentDiffusionPipeline']
 
-# %% ../nbs/12_pipeline.ipynb #647c9aa3
+# %% ../nbs/12_pipeline.ipynb #6dd6034d
 import json, tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,15 +15,16 @@ from diffusers.utils import logging
 from fastcore.basics import patch
 from PIL import Image, ImageOps
 from .autoencoder import LatentCodec, grid_image, to_tensor, to_uint8
+from .conditioning import PictureCondition, TextCondition, class_numbers, describe, known_encoder
 from .decoding import decode_tiled, fit_preview, preview
 from .editing import latent_mask
 from .guidance import ClassifierGuided
-from .sampling import sample
+from .sampling import sample, sampler_and_steps
 from .schedule import OBJECTIVES, diffusers_scheduler
 from .store import LatentNormalizer
 from .training import DiffusionLearner
 
-# %% ../nbs/12_pipeline.ipynb #1d1e58ae
+# %% ../nbs/12_pipeline.ipynb #5ae9c7eb
 def model_card(
     pipe,               # A `LatentDiffusionPipeline`
     samples:bool=False  # Whether there is a samples.png beside it
@@ -32,23 +33,38 @@ def model_card(
     from huggingface_hub import ModelCardData
     facts, unet = dict(pipe.config.facts or {}), pipe.unet
     c,h,w = pipe._latent_shape()
-    data = ModelCardData(library_name='diffusers', license=facts.pop('license', None), tags=['latentfast','diffusers','latent-diffusion','image-generation'],
-                         pipeline_tag='unconditional-image-generation')
-    facts = {'picture size': f'{h*pipe.codec.factor}×{w*pipe.codec.factor}', 'latents': f'{c}×{h}×{w}', 'U-Net': f'{type(unet).__name__}, {sum(p.numel() for p in unet.parameters())/1e6:.1f} M parameters',
+    data = ModelCardData(library_name='diffusers', license=facts.pop('license', None),
+                         tags=['latentfast','diffusers','latent-diffusion','image-generation'],
+                         pipeline_tag='text-to-image' if 'text' in getattr(pipe.unet, 'takes', ()) else 'unconditional-image-generation')
+    f, n = pipe.codec.factor, sum(p.numel() for p in unet.parameters())/1e6
+    facts = {'picture size': f'{h*f}×{w*f}', 'latents': f'{c}×{h}×{w}', 'U-Net': f'{type(unet).__name__}, {n:.1f} M parameters',
              'autoencoder': pipe.codec.fingerprint, 'objective': pipe.objective, 'noise schedule': pipe.config.schedule, **facts}
-    own = 'latentfast' in type(unet).__module__
-    lines = [f'---\n{data.to_yaml()}\n---\n', f'# {facts.pop("title", "A latent diffusion model")}\n', '![samples](samples.png)\n' if samples else '',
+    own, words = 'latentfast' in type(unet).__module__, getattr(unet.config, 'words', None)
+    if words or pipe.config.prompt_encoder: facts['text encoder'] = f'its own, {len(words):,} words' if words else pipe.config.prompt_encoder['name']
+    lines = [f'---\n{data.to_yaml()}\n---\n', f'# {facts.pop("title", "A latent diffusion model")}\n',
+             '![samples](samples.png)\n' if samples else '',
              'Trained with [latentfast](https://github.com/latentfast/latentfast). To sample:\n',
-             "```python\nfrom latentfast.pipeline import LatentDiffusionPipeline\n\npipe = LatentDiffusionPipeline.from_pretrained('FOLDER_OR_HUB_ID')\n"
-             "pictures = pipe(4, num_inference_steps=50, seed=0).images\n```\n",
-             f"`vae` and `scheduler`{'' if own else ', and `unet` too,'} are diffusers' own classes and open with their `from_pretrained(..., subfolder=...)`. "
-             'The U-Net works on latents with mean 0 and variance 1 a channel; `latents_mean` and `latents_std` in `model_index.json` turn them into those of the autoencoder.\n',
+             "```python\nfrom latentfast.pipeline import LatentDiffusionPipeline\n\n"
+             "pipe = LatentDiffusionPipeline.from_pretrained('FOLDER_OR_HUB_ID')\n"
+             f"pictures = pipe(4, seed=0{_asks(pipe)}).images\n```\n",
+             f"`vae` and `scheduler`{'' if own else ', and `unet` too,'} are diffusers' own classes and open with their "
+             '`from_pretrained(..., subfolder=...)`. The U-Net works on latents with mean 0 and variance 1 a channel; `latents_mean` and '
+             '`latents_std` in `model_index.json` turn them into those of the autoencoder.\n',
              '| | |\n|---|---|', *[f'| {k} | {v} |' for k,v in facts.items()], '']
     if pipe.classes: lines.append(f'Classes of the training pictures: {", ".join(pipe.classes)}.\n')
     return '\n'.join(lines)
 
-# %% ../nbs/12_pipeline.ipynb #fcab59d9
+# %% ../nbs/12_pipeline.ipynb #27dca213
+def _asks(pipe):
+    "How a conditional model is asked, in the card's example"
+    takes = getattr(pipe.unet, 'takes', set())
+    asks = [f'label={pipe.classes[0]!r}' if pipe.classes else 'label=0']*('label' in takes)+["prompt='...'"]*('text' in takes)+['cond_image=picture']*('picture' in takes)
+    return ''.join(f', {o}' for o in asks+['guidance_scale=3']*bool(asks))
+
+# %% ../nbs/12_pipeline.ipynb #9532c9c5
 _WHERE = 'give the folder that export_pipeline or `latentfast train` wrote.'
+
+def _first_line(e): return (str(e).strip() or type(e).__name__).splitlines()[0][:300]
 
 def _read_index(folder, name):
     "model_index.json of a saved pipeline of class `name`, checked"
@@ -60,8 +76,9 @@ def _read_index(folder, name):
     if theirs!=name: raise ValueError(f'{folder} is a {theirs}, not a {name}: open it with diffusers.DiffusionPipeline.')
     for part in 'unet','vae','scheduler':
         what = index.get(part)
-        if not (isinstance(what, list) and len(what)==2 and (what[0]=='diffusers' or part=='unet' and what==['latentfast.unet','LatentUNet'])):
-            raise ValueError(f"{path} names {what} as its {part}: only diffusers' classes and latentfast's LatentUNet are loaded from a folder.")
+        ours = part=='unet' and what==['latentfast.unet','LatentUNet']
+        if not ours and not (isinstance(what, list) and len(what)==2 and what[0]=='diffusers'):
+            raise ValueError(f"{path} names {what} as its {part}: only diffusers' classes and latentfast's LatentUNet are loaded.")
 
 def _check_weights(unet, folder):
     "diffusers fills what a file lacks with random numbers; here that is an error"
@@ -69,9 +86,11 @@ def _check_weights(unet, folder):
     keys, want = set(), set(unet.state_dict())
     for f in Path(folder).glob('*.safetensors'):
         with safe_open(f, 'pt') as s: keys |= set(s.keys())
-    if keys!=want: raise ValueError(f'{folder} holds the weights of another network: {len(want-keys)} that {type(unet).__name__} needs are missing and {len(keys-want)} are not its own. Export the model again.')
+    if keys!=want:
+        raise ValueError(f'{folder} holds the weights of another network: {len(want-keys)} that {type(unet).__name__} needs are missing '
+                         f'and {len(keys-want)} are not its own. Export the model again.')
 
-# %% ../nbs/12_pipeline.ipynb #d8d3e5b1
+# %% ../nbs/12_pipeline.ipynb #88f21268
 class LatentDiffusionPipeline(DiffusionPipeline):
     "U-Net, autoencoder, schedule and normaliser of a latent diffusion model, as a diffusers pipeline"
     def __init__(self,
@@ -86,15 +105,20 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         classes=None,               # Names of the training set's classes: a list, or a dict from '0', '1', ... to names
         objective:str=None,         # latentfast's name of what `unet` answers; from the scheduler's prediction_type if not given
         preview:list=None,          # Matrix and bias of `fit_preview`, as lists
-        facts:dict=None             # Plain facts of the training, for the model card
+        facts:dict=None,            # Plain facts of the training, for the model card
+        prompt_encoder:dict=None,   # Which `TextEncoder` read the captions: name, layer, length, fingerprint; None if the U-Net has its own, or none
+        cond_picture:dict=None      # The pictures that were the condition: mean and std of their latents' channels, size
     ):
         super().__init__()
         self.register_modules(unet=unet, vae=vae, scheduler=scheduler)
         c = unet.config.in_channels
-        if not isinstance(classes, dict): classes = {str(i): name for i,name in enumerate(classes or [])}  # diffusers takes a list of words for a component
-        self.register_to_config(latents_mean=list(latents_mean or [0.]*c), latents_std=list(latents_std or [1.]*c), latent_shape=list(latent_shape or []), schedule=schedule,
-                                codec_fingerprint=codec_fingerprint, classes=classes, objective=objective, preview=preview, facts=facts)
-        self._codec = None
+        # a dict, because the hub's loader takes a list of words for the name of a component
+        if not isinstance(classes, dict): classes = {str(i): name for i,name in enumerate(classes or [])}
+        self.register_to_config(latents_mean=list(latents_mean or [0.]*c), latents_std=list(latents_std or [1.]*c),
+                                latent_shape=list(latent_shape or []), schedule=schedule, codec_fingerprint=codec_fingerprint,
+                                classes=classes, objective=objective, preview=preview, facts=facts,
+                                prompt_encoder=prompt_encoder, cond_picture=cond_picture)
+        self._codec = self._encoder = None
 
     @property
     def codec(self):
@@ -102,7 +126,8 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         if self._codec is None or self._codec.model is not self.vae:
             codec, want = LatentCodec(self.vae, name='the vae of the pipeline'), self.config.codec_fingerprint
             if want and codec.fingerprint!=want:
-                raise ValueError(f'The U-Net was trained on latents of {want}, but this pipeline holds {codec.fingerprint}: put back the autoencoder it was saved with.')
+                raise ValueError(f'The U-Net was trained on latents of {want}, but this pipeline holds {codec.fingerprint}: '
+                                 'put back the autoencoder it was saved with.')
             self._codec = codec
         return self._codec
 
@@ -118,7 +143,8 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         c,h,w = self.config.latent_shape or (self.unet.config.in_channels, *[self.unet.config.sample_size]*2)
         if size is None: return c,h,w
         f = self.codec.factor
-        if size!=int(size) or size<=0 or size%f: raise ValueError(f'The size must be a multiple of {f} pixels, such as {max(f, round(size/f)*f)}; {size} was given.')
+        if size!=int(size) or size<=0 or size%f:
+            raise ValueError(f'The size must be a multiple of {f} pixels, such as {max(f, round(size/f)*f)}; {size} was given.')
         return c,int(size)//f,int(size)//f
 
     def decode(self,
@@ -136,8 +162,8 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         "Pictures to normalised latents"
         _,h,w = self._latent_shape(size)
         if not isinstance(pictures, torch.Tensor):
-            pictures = pictures if isinstance(pictures, (list,tuple)) else [pictures]
-            pictures = to_tensor([ImageOps.fit(p.convert('RGB'), (w*self.codec.factor, h*self.codec.factor), Image.Resampling.LANCZOS) for p in pictures])
+            pictures, to = pictures if isinstance(pictures, (list,tuple)) else [pictures], (w*self.codec.factor, h*self.codec.factor)
+            pictures = to_tensor([ImageOps.fit(p.convert('RGB'), to, Image.Resampling.LANCZOS) for p in pictures])
         return self.normalizer.normalize(self.codec.encode(pictures)), pictures
 
     def preview(self,
@@ -153,60 +179,82 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         **kwargs       # As `latentfast.sampling.sample`
     ):                 # Normalised latents [n,C,h,w]
         "Sample latents; raises `ValueError` for a size that the networks can't make"
-        return sample(self.unet, n, **{**dict(shape=self._latent_shape(size), schedule=self.config.schedule, objective=self.objective), **kwargs})
+        return sample(self.unet, n, **self._about(size), **kwargs)
 
-    def _class_numbers(self, label, n, names):
-        "Numbers of classes that were given by name or number"
-        labels = list(label) if isinstance(label, (list,tuple)) else [label]
-        numbers = [names.index(l) if l in names else l for l in labels]
-        for l in numbers:
-            if isinstance(l, (str,bool)) or l!=int(l) or not 0<=l<len(names):
-                raise ValueError(f'There is no class {l!r}: give one of {", ".join(names[:30])}{", ..." if len(names)>30 else ""}, or a number from 0 to {len(names)-1}.')
-        if len(labels) not in (1,n): raise ValueError(f'{len(labels)} classes were given for {n} pictures: give one, or one a picture.')
-        return torch.tensor(numbers)
+    def _about(self, size): return dict(shape=self._latent_shape(size), schedule=self.config.schedule, objective=self.objective)
+
+    @property
+    def text_encoder(self):
+        "The `TextEncoder` that prompts are read by, loaded when first asked for. ValueError if it isn't the one of the training"
+        if self._encoder is None: self._encoder = known_encoder(self.config.prompt_encoder)
+        return self._encoder
+
+    def conditions(self,
+        n:int,                  # How many pictures
+        label=None,             # See `__call__`
+        prompt=None,            # See `__call__`
+        negative_prompt=None,   # See `__call__`
+        cond_image=None,        # See `__call__`
+        guidance_scale:float=1. # See `__call__`
+    ) -> dict:                  # cond and uncond, for `sample_latents`; empty if nothing is asked for
+        "What is asked for, as tensors. ValueError for what the model can't be told"
+        if label is prompt is negative_prompt is cond_image is None: return {}
+        if cond_image is not None and not isinstance(cond_image, torch.Tensor):
+            if not (about := self.config.cond_picture): raise ValueError(f'cond_image was given, and this model was trained without such pictures.')
+            cond_image = LatentNormalizer(about['mean'], about['std']).normalize(self.normalizer.denormalize(self.encode(cond_image, about['size'])[0]))
+        cond,uncond = describe(self.unet, n, label, prompt, negative_prompt, cond_image, self.classes,
+                               (lambda: self.text_encoder) if self.config.prompt_encoder else None, guidance_scale)
+        return dict(cond=cond, uncond=uncond)
 
     def _guided(self, classifier, scale):
         "The U-Net steered by a latent classifier that has been checked"
-        c,h,w = self._latent_shape()
         if hasattr(classifier, 'check_store'):
-            classifier.check_store(SimpleNamespace(path='of this pipeline', codec=self.codec.name, fingerprint=self.config.codec_fingerprint or self.codec.fingerprint, latent_shape=(c,h,w),
-                                                   normalizer=self.normalizer, image_size=classifier.config.image_size))
+            classifier.check_store(SimpleNamespace(path='of this pipeline', codec=self.codec.name, fingerprint=self.codec.fingerprint,
+                latent_shape=self._latent_shape(), normalizer=self.normalizer, image_size=classifier.config.image_size))
         return ClassifierGuided(self.unet, classifier.to(self.device), scale, self.config.schedule, self.objective)
 
     @torch.no_grad()
     def __call__(self,
-        batch_size:int=1,            # How many pictures
-        num_inference_steps:int=50,  # Steps
+        batch_size:int=None,         # How many pictures; one for each prompt or class if not given
+        num_inference_steps:int=None,# Steps; as many as suit the sampler if not given
         seed:int=None,               # The same seed gives the same pictures; None for new ones each time
         eta:float=0.,                # 0: DDIM; 1: as random as DDPM
-        sampler:str='ddim',          # See `sample`
+        sampler:str=None,            # See `sample`
         size:int=None,               # Height and width in pixels
         output_type:str='pil',       # 'pil', 'np' (uint8 [B,H,W,3]), 'pt' ([-1,1]) or 'latent' (normalised)
         return_dict:bool=True,       # `ImagePipelineOutput`, or a tuple
         label=None,                  # Class wanted, by name or number: one for all or a list of one a picture
         classifier=None,             # A latent classifier that steers to `label`, for models that were trained without classes
         guidance_scale:float=1.,     # How strongly: of the classifier, 3 is a good start; else classifier-free, 1 for none
+        prompt=None,                 # Text wanted: one for all or a list of one a picture
+        negative_prompt=None,        # Text that guidance moves away from, instead of from nothing
+        cond_image=None,             # For a model that was trained with a second store: a picture that tells it what to make, or a list of one a sample; or maps [n,C,h,w]
         image=None,                  # A picture to start from, or a list of one a sample
         strength:float=1.,           # With `image`: how much of it is made new, in (0,1]; .6 is a good start
         mask_image=None,             # With `image`: white where something new is made; black is kept, pixel for pixel
         generator=None,              # A torch.Generator that the seed is drawn from, instead of `seed`
-        callback_on_step_end=None,   # Called after each step with (pipeline, step, timestep, dict of tensors); if it returns a dict with 'latents', these are gone on with
+        callback_on_step_end=None,   # Called after each step with (pipeline, step, timestep, dict of tensors); may return dict(latents=new ones)
         callback_on_step_end_tensor_inputs=('latents',), # What is in that dict: 'latents', and 'x0', the guess of where they lead
         tile=False,                  # Decode in tiles, see `decode`
         slice_size:int=64,           # Pictures at a time
         **kwargs                     # Further arguments of `sample`, such as t_max or threshold
     ):
         "Sample pictures, called as any diffusers pipeline. ValueError for what is out of range"
-        if output_type not in ('pil','np','pt','latent'): raise ValueError(f"output_type is 'pil', 'np', 'pt' or 'latent'; {output_type!r} was given.")
+        if output_type not in ('pil','np','pt','latent'):
+            raise ValueError(f"output_type is 'pil', 'np', 'pt' or 'latent'; {output_type!r} was given.")
         inputs = tuple(callback_on_step_end_tensor_inputs)
-        if not {*inputs}<={'latents','x0'}: raise ValueError(f"callback_on_step_end_tensor_inputs: there are 'latents' and 'x0'; {inputs} were given.")
+        if not {*inputs}<={'latents','x0'}:
+            raise ValueError(f"callback_on_step_end_tensor_inputs: there are 'latents' and 'x0'; {inputs} were given.")
         if generator is not None: seed = torch.randint(2**31, (), generator=generator, device=generator.device).item()
+        sampler, num_inference_steps = sampler_and_steps(sampler, num_inference_steps, eta)
         f, h, w = self.codec.factor, *self._latent_shape(size)[1:]
-        if label is not None:
-            names = list(getattr(classifier.config, 'classes', None) or range(classifier.config.n_classes)) if classifier is not None else self.classes
-            kwargs['cond'] = self._class_numbers(label, batch_size, names)
-        elif classifier is not None: raise ValueError('classifier wants label=, the class to steer to.')
-        if classifier is None: kwargs['guidance_scale'] = guidance_scale
+        if batch_size is None: batch_size = max(len(o) if isinstance(o, (list,tuple)) else 1 for o in (label, prompt))
+        if classifier is None:
+            kwargs |= dict(guidance_scale=guidance_scale, **self.conditions(batch_size, label, prompt, negative_prompt, cond_image, guidance_scale))
+        elif label is None: raise ValueError('classifier wants label=, the class to steer to.')
+        else:
+            c = getattr(classifier, 'config', None)
+            kwargs['cond'] = class_numbers(label, batch_size, list(getattr(c, 'classes', None) or range(getattr(c, 'n_classes', 0))))
         if image is not None: kwargs['init'], image = self.encode(image, size); kwargs['strength'] = strength
         elif mask_image is not None or strength!=1: raise ValueError('mask_image and strength want image=, the picture to start from.')
         if mask_image is not None:
@@ -216,9 +264,10 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         with self.progress_bar(total=num_inference_steps*-(-batch_size//max(slice_size, 1))) as bar:
             def callback(i, k, x, x0):
                 bar.update()
-                if callback_on_step_end: return (callback_on_step_end(self, i, k, {o: dict(latents=x, x0=x0)[o] for o in inputs}) or {}).get('latents')
-            z = sample(unet, batch_size, steps=num_inference_steps, seed=seed, eta=eta, sampler=sampler, batch_size=slice_size, progress=False, callback=callback,
-                       **{**dict(shape=self._latent_shape(size), schedule=self.config.schedule, objective=self.objective), **kwargs})
+                tensors = dict(latents=x, x0=x0)
+                if callback_on_step_end: return (callback_on_step_end(self, i, k, {o: tensors[o] for o in inputs}) or {}).get('latents')
+            z = sample(unet, batch_size, steps=num_inference_steps, seed=seed, eta=eta, sampler=sampler, batch_size=slice_size,
+                       progress=False, callback=callback, **self._about(size), **kwargs)
         if output_type=='latent': return ImagePipelineOutput(images=z) if return_dict else (z,)
         out = self.decode(z, tile)
         if mask_image is not None: out = torch.lerp(image.to(out), out, latent_mask(mask_image, 1).to(out))
@@ -228,13 +277,14 @@ class LatentDiffusionPipeline(DiffusionPipeline):
 
     def save_pretrained(self,
         save_directory,         # Folder, made if need be
-        samples=None,           # Pictures for the model card: how many to sample (seed 0), a batch [B,3,H,W] in [-1,1], or a PIL picture; none if not given
+        samples=None,           # Pictures for the card: how many to sample (seed 0), a batch [B,3,H,W], or a PIL picture; else none
         push_to_hub:bool=False, # Upload it as well
         repo_id:str=None,       # Where to; the folder's name if not given
         **kwargs                # As for diffusers' `save_pretrained`
     ):
         "Save as a folder of safetensors and JSON with a model card. ValueError if asked for pickles"
-        if not kwargs.get('safe_serialization', True): raise ValueError('Weights are saved as safetensors only: leave safe_serialization out.')
+        if not kwargs.get('safe_serialization', True):
+            raise ValueError('Weights are saved as safetensors only: leave safe_serialization out.')
         folder = Path(save_directory)
         super().save_pretrained(str(folder), **kwargs)
         if isinstance(samples, int) and samples: samples = self.decode(self.sample_latents(samples, seed=0, progress=False))
@@ -263,21 +313,23 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         folder,     # A folder that `save_pretrained` or `export_pipeline` wrote, or a hub id
         **kwargs    # As for diffusers' `from_pretrained`; `revision`, `token`, `cache_dir` and `local_files_only` for the hub
     ):
-        "Load a pipeline from a folder or the hub; safetensors only. Raises `FileNotFoundError` or `ValueError` that says what is wrong with the folder"
+        "Load from a folder or the hub, safetensors only. FileNotFoundError or ValueError say what is wrong with the folder"
         path, hub = Path(folder), {k: kwargs.pop(k) for k in ('revision','token','cache_dir','local_files_only') if k in kwargs}
         if not path.is_dir():
-            if path.exists() or str(folder).startswith(('.','/','~')) or str(folder).count('/')!=1: raise FileNotFoundError(f'There is no model folder {folder}: {_WHERE}')
+            if path.exists() or str(folder).startswith(('.','/','~')) or str(folder).count('/')!=1:
+                raise FileNotFoundError(f'There is no model folder {folder}: {_WHERE}')
             import huggingface_hub
             try: path = Path(huggingface_hub.snapshot_download(str(folder), allow_patterns=['*.json','*.safetensors'], **hub))
             except Exception as e:
-                raise FileNotFoundError(f'No model {folder}: it is neither a folder here, nor could it be had from the hub ({type(e).__name__}: {str(e).strip().splitlines()[0][:160]}).') from None
+                raise FileNotFoundError(f'No model {folder}: it is neither a folder here, nor could it be had from the hub '
+                                        f'({type(e).__name__}: {_first_line(e)}).') from None
         _read_index(path, cls.__name__)
         import latentfast.unet  # diffusers looks for classes that are not its own among what is imported
         shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
         logging.disable_progress_bar(); logging.set_verbosity(logging.CRITICAL)  # what goes wrong is said once, by the exception
         try: pipe = super().from_pretrained(str(path), **{**dict(low_cpu_mem_usage=False), **kwargs, 'use_safetensors': True})
         except Exception as e:
-            raise ValueError(f'{folder} could not be loaded: {str(e).strip().splitlines()[0][:300]} (only safetensors weights are read)') from e
+            raise ValueError(f'{folder} could not be loaded: {_first_line(e)} (only safetensors weights are read)') from e
         finally:
             logging.set_verbosity(level)
             if shown: logging.enable_progress_bar()
@@ -285,16 +337,19 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         pipe.codec
         return pipe
 
-# %% ../nbs/12_pipeline.ipynb #f1453209
+# %% ../nbs/12_pipeline.ipynb #4d3ede8d
 @patch
 def training_facts(self:DiffusionLearner) -> dict:
     "What a learner knows of its training, for the model card"
     store, ema = self.dls.store, getattr(self, 'ema', None)
     facts = {'training pictures': f'{len(store.train):,}', 'batch size': self.dls.train.bs}
-    if ema is not None and ema.n: facts |= {'steps': f'{ema.n:,}', 'epochs': f'{ema.n/max(len(self.dls.train), 1):.1f}', 'decay of the weight average': ema.decay}
+    if ema is not None and ema.n:
+        facts |= {'steps': f'{ema.n:,}', 'epochs': f'{ema.n/max(len(self.dls.train), 1):.1f}', 'decay of the weight average': ema.decay}
     if hasattr(self, 'perceptual'): facts['perceptual loss'] = f'weight {self.perceptual.loss_fn.weight}'
     values = getattr(getattr(self, 'recorder', None), 'values', None)
-    if values: facts['losses at the end'] = ', '.join(f'{k} {float(v):.4f}' for k,v in zip(self.recorder.metric_names[1:], values[-1]) if v is not None)
+    if values:
+        names = self.recorder.metric_names[1:]
+        facts['losses at the end'] = ', '.join(f'{k} {float(v):.4f}' for k,v in zip(names, values[-1]) if v is not None)
     return facts
 
 @patch
@@ -304,9 +359,12 @@ def to_pipeline(self:DiffusionLearner,
     "The EMA weights, codec, schedule and normaliser of a learner as a pipeline"
     noising, store, codec = self.noising, self.dls.store, self.dls.codec
     return LatentDiffusionPipeline(self.ema_model, codec.model, diffusers_scheduler(noising.schedule, noising.objective),
-        latents_mean=[float(m) for m in store.normalizer.mean], latents_std=[float(s) for s in store.normalizer.std], latent_shape=list(store.latent_shape),
-        schedule=noising.schedule, objective=noising.objective, codec_fingerprint=codec.fingerprint, classes=list(store.classes),
-        preview=[o.tolist() for o in fit_preview(store, codec, n=16)], facts={**self.training_facts(), **(facts or {})})
+        latents_mean=[float(m) for m in store.normalizer.mean], latents_std=[float(s) for s in store.normalizer.std],
+        latent_shape=list(store.latent_shape), schedule=noising.schedule, objective=noising.objective,
+        codec_fingerprint=codec.fingerprint, classes=list(store.classes),
+        preview=[o.tolist() for o in fit_preview(store, codec, n=16)], facts={**self.training_facts(), **(facts or {})},
+        prompt_encoder=next(({k: c.about[k] for k in ('name','layer','length','fingerprint')} for c in self.dls.conds if isinstance(c, TextCondition)), None),
+        cond_picture=next((c.about for c in self.dls.conds if isinstance(c, PictureCondition)), None))
 
 @patch
 def export_pipeline(self:DiffusionLearner,
@@ -321,5 +379,5 @@ def export_pipeline(self:DiffusionLearner,
     self.to_pipeline(facts).save_pretrained(folder, samples=samples)
     return folder
 
-# %% ../nbs/12_pipeline.ipynb #0c9f89b0
+# %% ../nbs/12_pipeline.ipynb #f48e3984
 _OURS = {'model_index.json','unet','vae','scheduler','README.md','samples.png','checkpoint.pt','training.json','progress'}

@@ -6,7 +6,7 @@
 __all__ = ['Noising', 'Perceptual', 'PerceptualTerm', 'power_gamma', 'EMA', 'NaNGuard', 'SampleProgress', 'LatentDistributedDL',
            'LatentDistributedTrainer', 'DiffusionLearner', 'diffusion_learner']
 
-# %% ../nbs/11_training.ipynb #8bdc1ed3
+# %% ../nbs/11_training.ipynb #aef0419a
 import math, warnings
 from copy import deepcopy
 from functools import partial
@@ -22,7 +22,8 @@ from fastai.torch_core import distrib_barrier, get_model, rank_distrib, set_seed
 from fastcore.basics import listify
 from fastcore.meta import delegates
 from .autoencoder import grid_image, show_images
-from .callbacks import AutoPrecision, EpochSeed, fused_adamw
+from .callbacks import AutocastLearner, AutoPrecision, EpochSeed, fused_adamw
+from .conditioning import ConditionDropout, TextCondition, describe, no_condition
 from .data import NormalizeLatents
 from .feature_nets import Alignment
 from .perceptual import PerceptualLoss
@@ -32,7 +33,7 @@ from .unet import LatentUNet
 try: from fastai.distributed import DistributedDL, DistributedTrainer
 except (ImportError, NameError): DistributedDL, DistributedTrainer = object, Callback  # fastai needs accelerate for it
 
-# %% ../nbs/11_training.ipynb #6e9bb9fe
+# %% ../nbs/11_training.ipynb #87e1a96f
 class Noising(Callback):
     "Turn a batch of latents into noised latents, timesteps and the objective's target"
     order = 5
@@ -50,7 +51,8 @@ class Noising(Callback):
     def before_validate(self): self.generator = torch.Generator().manual_seed(self.valid_seed)
     def before_batch(self):
         self.x0 = x0 = self.xb[0]
-        self.rows = self.yb[1] if len(self.yb)>1 else None
+        cond = [o for o in self.yb[1:] if isinstance(o, dict)]
+        self.rows = next((o for o in self.yb[1:] if not isinstance(o, dict)), None)
         dl, b = getattr(self.learn, 'dl', None), len(x0)
         n, r = getattr(dl, 'world_size', 1), getattr(dl, 'rank', 0)
         gen, where = (None, x0.device) if self.training else (self.generator, 'cpu')
@@ -59,7 +61,7 @@ class Noising(Callback):
         ab = abar(t, self.schedule)  # on the CPU, where looking at it costs nothing
         self.snr, self.abar = snr(ab), ab.to(x0.device)
         self.xt = add_noise(x0, eps, self.abar)
-        self.learn.xb = (self.xt, t_to_timestep(t).to(x0.device))
+        self.learn.xb = (self.xt, t_to_timestep(t).to(x0.device), *cond)
         self.learn.yb = (target(x0, eps, self.abar, self.objective),)
     def after_pred(self):
         if hasattr(self.pred, 'sample'): self.learn.pred = self.pred.sample
@@ -71,7 +73,7 @@ class Noising(Callback):
     @property
     def x0_pred(self): return to_x0(self.pred.float(), self.xt, self.abar, self.objective)
 
-# %% ../nbs/11_training.ipynb #d276b939
+# %% ../nbs/11_training.ipynb #a4e5492c
 class Perceptual(Callback):
     "Add losses on features to the gradient"
     order = AutoPrecision.order-1
@@ -147,7 +149,7 @@ class PerceptualTerm(Metric):
     @property
     def value(self): return float(self.total)/self.n if self.n else None
 
-# %% ../nbs/11_training.ipynb #2bf129d9
+# %% ../nbs/11_training.ipynb #f66fab61
 def power_gamma(
     width:float  # Relative width of the average, above 0 and below .28
 ) -> float:      # The exponent γ, above 0
@@ -155,7 +157,7 @@ def power_gamma(
     if not 0<width<12**-.5: raise ValueError(f'The relative width of an average lies between 0 and {12**-.5:.3f}, for example .1; {width} was given.')
     return float(np.roots([1, 7, 16-width**-2, 12-width**-2]).real.max())
 
-# %% ../nbs/11_training.ipynb #8ab3b154
+# %% ../nbs/11_training.ipynb #1c4414c1
 class EMA(Callback):
     "Keep a moving average of the weights, and validate with it"
     order = 48
@@ -185,7 +187,7 @@ class EMA(Callback):
         if self.average is None: self.average = deepcopy(get_model(self.model)).eval().requires_grad_(False)
         self.average.load_state_dict(state['model'])
 
-# %% ../nbs/11_training.ipynb #f2de3948
+# %% ../nbs/11_training.ipynb #2be649d4
 class NaNGuard(Callback):
     "Clip the gradient's norm; stop with `FloatingPointError` before a step that isn't finite"
     order, run_valid = GradientClip.order, False
@@ -202,7 +204,7 @@ class NaNGuard(Callback):
         raise FloatingPointError(f'Step {self.train_iter+1} (epoch {self.epoch}): {what} is not finite, so the step was not made. Weights, average and optimiser '
                                  f'are those of step {self.train_iter}. The learning rate was {self.opt.hypers[-1]["lr"]:.2g}: try a lower one.')
 
-# %% ../nbs/11_training.ipynb #29bf5709
+# %% ../nbs/11_training.ipynb #85ddf05b
 class SampleProgress(Callback):
     "Sample pictures from the same seeds every so many epochs or steps; `.history` keeps [(epoch or step, latents)]"
     order = 55
@@ -210,12 +212,22 @@ class SampleProgress(Callback):
     def __init__(self,
         every:int=1,         # Epochs between samples
         n:int=8,             # Pictures
-        steps:int=20,        # DDIM steps
+        steps:int=15,        # Steps of a sample
         seed:int=0,          # First seed
         folder=None,         # Also written here as epoch-0001.png or step-000001.png, ...
         every_steps:int=None,# Training steps between samples, instead of `every`
-        live:bool=False      # Also shown in the notebook as they are made
-    ): self.every, self.n, self.steps, self.seed, self.folder, self.every_steps, self.live, self.history = every, n, steps, seed, folder, every_steps, live, []
+        live:bool=False,     # Also shown in the notebook as they are made
+        cond=None,           # What to draw, as for `learn.sample`: a list of prompts or class names, one a picture
+        guidance_scale:float=1. # With `cond`: how strongly, 3 for example
+    ):
+        if isinstance(cond, (list,tuple)): n = len(cond)
+        self.every, self.n, self.steps, self.seed, self.folder, self.every_steps, self.live, self.history = every, n, steps, seed, folder, every_steps, live, []
+        self.cond = {} if cond is None else dict(cond=cond, guidance_scale=guidance_scale)
+    def before_fit(self):
+        if not self.cond: return
+        ready = self.learn.conditions(self.n, **self.cond)  # a prompt that can't be is said before the training, not in it
+        for c in self.learn.dls.conds:
+            if isinstance(c, TextCondition): self.cond['cond'], c._encoder = ready['cond'], None  # read once, and then no encoder stays in memory
     def after_batch(self):
         if self.every_steps and self.train_iter%self.every_steps==0: self._sample(self.train_iter)
     def after_epoch(self):
@@ -225,23 +237,27 @@ class SampleProgress(Callback):
         if self.every_steps and last and self.train_iter%self.every_steps: self._sample(self.train_iter)
     def _sample(self, at):
         if rank_distrib() or hasattr(self.learn, 'lr_finder'): return
-        z = self.learn.sample_latents(self.n, steps=self.steps, seed=self.seed, progress=False).cpu()
+        z = self.learn.sample_latents(self.n, steps=self.steps, seed=self.seed, progress=False, **self.cond).cpu()
         self.history.append((at, z))
         if not self.folder and not self.live: return
         im = grid_image(self.learn.decode(z), ncol=self.n)
         if self.folder:
             Path(self.folder).mkdir(parents=True, exist_ok=True)
             im.save(Path(self.folder)/(f'step-{at:06d}.png' if self.every_steps else f'epoch-{at:04d}.png'))
+            if self.cond: self.strip().save(Path(self.folder)/'strip.png')
         if self.live:
             from IPython.display import display
             display(im)
+    def strip(self):
+        "All pictures so far as one PIL picture, a row for each time that was sampled"
+        return grid_image(torch.cat([self.learn.decode(z) for _,z in self.history]), ncol=self.n)
     def show(self):
         "Draw a row of pictures for each time that was sampled"
         show_images(torch.cat([self.learn.decode(z) for _,z in self.history]), ncol=self.n)
     def state_dict(self): return dict(history=[[e,z] for e,z in self.history])
     def load_state_dict(self, state): self.history = [(e,z) for e,z in state['history']]
 
-# %% ../nbs/11_training.ipynb #729b6911
+# %% ../nbs/11_training.ipynb #9e46f7f9
 class LatentDistributedDL(DistributedDL):
     "Process r of n gets the r-th part of each batch that one process with n times the batch size would get; on any device"
     skip, begin = 0, None  # as those of `LatentDL`
@@ -264,8 +280,8 @@ class LatentDistributedTrainer(DistributedTrainer):
     "fastai's `DistributedTrainer` with `LatentDistributedDL`"
     def _wrap_dl(self, dl): return dl if isinstance(dl, DistributedDL) else LatentDistributedDL(dl, device=next(self.learn.model.parameters()).device)
 
-# %% ../nbs/11_training.ipynb #619617f0
-class DiffusionLearner(Learner):
+# %% ../nbs/11_training.ipynb #a6b6bfb4
+class DiffusionLearner(AutocastLearner):
     "A fastai `Learner` that samples; made by `diffusion_learner`"
     def __getattr__(self, k):
         try: return super().__getattr__(k)
@@ -297,22 +313,60 @@ class DiffusionLearner(Learner):
         "Normalised latents to pictures"
         return self.dls.codec.decode(self.dls.normalizer.denormalize(z)).cpu()
 
-    @delegates(sample, but=['model','schedule','objective','shape'])
-    def sample_latents(self, n, **kwargs):
-        "Sample `n` normalised latents with the EMA weights; arguments as `sample`"
-        return sample(self.ema_model, n, schedule=self.noising.schedule, objective=self.noising.objective, shape=self.dls.store.latent_shape, **kwargs)
+    def conditions(self,
+        n:int,                  # How many pictures
+        cond=None,              # See `sample`
+        negative_prompt=None,   # See `sample`
+        guidance_scale:float=1. # See `sample`
+    ) -> dict:                  # cond and uncond for latentfast.sampling's `sample`; empty if nothing was asked for
+        "What `sample` is asked for, as tensors. ValueError for what the model can't be told"
+        if cond is None and negative_prompt is None: return {}
+        if isinstance(cond, dict) and not {*cond}&{'prompt'} and all(isinstance(v, torch.Tensor) for v in cond.values()):
+            return dict(cond=cond, uncond=no_condition(cond))
+        model = get_model(self.ema_model)
+        takes = getattr(model, 'takes', set())
+        if not isinstance(cond, dict):
+            kind = 'picture' if isinstance(cond, torch.Tensor) and cond.is_floating_point() else 'label' if 'label' in takes or not takes else 'prompt'
+            cond = {} if cond is None else {kind: cond}
+        encoder = next((lambda c=c: c.encoder for c in self.dls.conds if hasattr(type(c), 'encoder')), None)
+        cond,uncond = describe(model, n, **cond, negative_prompt=negative_prompt, classes=self.dls.classes, encoder=encoder, guidance_scale=guidance_scale)
+        return dict(cond=cond, uncond=uncond)
 
-    @delegates(sample, but=['model','schedule','objective','shape'])
+    @delegates(sample, but=['model','schedule','objective','shape','uncond'])
+    def sample_latents(self,
+        n,                      # How many
+        cond=None,              # What to draw: a prompt or a class name, or a list of one a picture; maps [n,C,h,w]; a dict of label=, prompt=, picture=; or a dict of tensors
+        negative_prompt=None,   # What guidance moves away from, instead of nothing
+        guidance_scale:float=1.,# How strongly `cond` is followed: 1 as in training, 3 is a good start
+        **kwargs
+    ):
+        "Sample `n` normalised latents with the EMA weights; other arguments as `sample`"
+        return sample(self.ema_model, n, schedule=self.noising.schedule, objective=self.noising.objective, shape=self.dls.store.latent_shape,
+                      guidance_scale=guidance_scale, **self.conditions(n, cond, negative_prompt, guidance_scale), **kwargs)
+
+    @delegates(sample_latents)
     def sample(self, n, **kwargs):
-        "Sample `n` pictures [n,3,H,W] in [-1,1] with the EMA weights; arguments as `sample`"
+        "Sample `n` pictures [n,3,H,W] in [-1,1] with the EMA weights; arguments as `sample_latents`"
         return self.decode(self.sample_latents(n, **kwargs))
 
     def show_results(self, max_n=8, steps=50, seed=0, **kwargs):
-        "Show samples under real pictures"
+        "Show samples under real pictures; of the same conditions, where there are any"
         real = next(iter(self.dls.train.new(shuffle=False, bs=max_n)))
-        show_images(torch.cat([self.dls.train.pictures(real, max_n), self.sample(max_n, steps=steps, seed=seed, progress=False)]), ncol=max_n)
+        if self.dls.conds: kwargs = {'cond': real[-1], **kwargs}
+        show_images(torch.cat([self.dls.train.pictures(real, max_n), self.sample(len(real[0]), steps=steps, seed=seed, progress=False, **kwargs)]), ncol=max_n)
 
-# %% ../nbs/11_training.ipynb #f58e5ee8
+# %% ../nbs/11_training.ipynb #c297d721
+def _check_told(model, told):
+    "Raise ValueError unless the loaders' conditions are those that the model takes"
+    kinds = dict(n_classes='class', context_dim='text', cond_channels='STORE')
+    for k,v in (dict.fromkeys(kinds, 0)|dict(words=None)|told).items():
+        have = getattr(model.config, k)
+        if (list(have) if k=='words' and have else have)==v: continue
+        if k in kinds and not v: raise ValueError(f"The model takes a condition ({k}={have}) that the data don't give: latent_dls(..., cond={kinds[k]!r}).")
+        if k!='words': raise ValueError(f'The data have a condition that the model does not take: make it with {k}={v}, or leave it out and have it made.')
+        raise ValueError("The model's own text encoder has another vocabulary than these captions: make the model with words=dls.conds[0].tokenizer.words.")
+
+# %% ../nbs/11_training.ipynb #c4a914c5
 def diffusion_learner(
     dls,                      # `LatentDataLoaders`
     model=None,               # A network (xt, timestep) -> answer, such as `LatentUNet` or diffusers' `UNet2DModel`; a `LatentUNet` of `size` if not given
@@ -328,16 +382,20 @@ def diffusion_learner(
     cbs=None,                 # Further callbacks
     t_sampling:str='stratified', # How training draws its times, one of `SAMPLE_T`
     weighting=None,           # What each sample's squared error counts in the gradient: None for 1, 'min_snr' or 'p2'
+    cond_drop:float=.1,       # With `latent_dls(..., cond=)`: share of the conditions that are taken away, for guidance
     **kwargs                  # Passed to `Learner`
 ) -> DiffusionLearner:
     "A `Learner` that trains a latent diffusion model; raises `ValueError` where model, data and loss don't belong together"
     C,h,w = dls.store.latent_shape
     if seed is not None: set_seed(seed)
-    if model is None: model = LatentUNet.from_size(size, in_channels=C, sample_size=h, objective=objective, schedule=schedule)
+    told = {k: v for c in dls.conds for k,v in c.unet.items()}
+    if model is None: model = LatentUNet.from_size(size, in_channels=C, sample_size=h, objective=objective, schedule=schedule, **told)
     elif isinstance(model, LatentUNet): model.register_to_config(objective=objective, schedule=schedule, sample_size=h)
     channels = getattr(getattr(model, 'config', None), 'in_channels', C)
     if channels!=C: raise ValueError(f'The model takes {channels} channels, the latents of {dls.store.path} have {C}: make the model with in_channels={C}.')
+    if isinstance(model, LatentUNet): _check_told(model, told)
     metrics, added = [], [Noising(objective, schedule, t_sampling=t_sampling, weighting=weighting), AutoPrecision(precision), NaNGuard(clip)]
+    if told and cond_drop: added.append(ConditionDropout(cond_drop))
     if ema: added.append(EMA(width=.1) if ema=='power' else EMA(ema))
     if seed is not None: added.append(EpochSeed(seed))
     if losses := [l if isinstance(l, (PerceptualLoss,Alignment)) else PerceptualLoss(l) for l in listify(perceptual)]:

@@ -4,8 +4,8 @@ from pathlib import Path
 import latentfast
 
 ROOT = Path(__file__).parent.parent
-ORDER = ['scenes','autoencoder','store','sources','encode','data','callbacks','classifier','schedule','conditioning','unet','perceptual','feature_nets','sampling','guidance','editing','decoding','training','pipeline',
-         'evaluation','report','lpips','vae_training','demo','cli']
+ORDER = ['scenes','autoencoder','store','sources','encode','conditioning','data','callbacks','classifier','schedule','unet','perceptual','feature_nets','sampling','guidance','editing','decoding','training',
+         'pipeline','play','evaluation','report','lpips','vae_training','demo','cli']
 
 def python(code): return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
 
