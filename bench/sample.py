@@ -1,15 +1,19 @@
 """What sampling costs beside the network itself, and how few network calls do.
 
-    python bench/sample.py [--quick]
-    python bench/sample.py --model MODEL --store STORE [--features CLF] [-n 5000] [--plot FILE.png]
+    python bench/sample.py [overhead|calls_to_ddim100] [--quick] [-n 5000] [--judge] [--plot FILE.png]
+    python bench/sample.py calls_to_ddim100 --model MODEL --store STORE [--features CLF] [-n 5000] [--plot FILE.png]
 
-overhead (s): `sample` with ddim and one decode, batch 64, U-Net small, 8x8 latents; also with dpm++, and guided by two answers a step
+overhead (s): `sample` with ddim and one decode, batch 64, U-Net small, 8x8 latents; also with unipc, and guided by two answers a step
   bare_forward   as many bare network calls in the same number format, and the decode
-calls_to_ddim100 (network calls), for a trained model: FID against the store's held-out latents for each sampler and number of calls. A row
-says with how many a sampler's FID is within 2 % of that of 100 DDIM steps, the same seed and number of samples
+calls_to_ddim100 (network calls): FID against the store's held-out latents for each sampler and number of calls, all from the same noise. A row
+says with how many a sampler's FID is within 2 % of that of 100 DDIM steps, and stays there with more. The model is the CIFAR-10 tutorial's (the
+one trained with MSE alone; FID of the features of the classifier of latents there) where the tutorial has been run, else one of rendered scenes
+that is trained for some seconds and shows only that the script works
   ddim100        100
 """
-import argparse, json
+import argparse, json, tempfile
+from functools import partial
+from pathlib import Path
 from compare import compare, show
 import torch
 
@@ -38,68 +42,127 @@ def overhead(quick=False):
                 for _ in range(calls): y = unet(x, t).sample
             codec.decode(y[:out].float())
         return f
-    def ours(model=unet, **kw): return lambda: codec.decode(sample(model, bs, steps=steps, seed=0, progress=False, **kw))
+    def ours(model=unet, sampler='ddim', **kw): return lambda: codec.decode(sample(model, bs, steps=steps, sampler=sampler, seed=0, progress=False, **kw))
     rows = [compare('sample', 'overhead', 'bare_forward', 's', ours(), bare(steps), runs=runs)]
-    rows.append(compare('sample', 'overhead_dpm++', 'bare_forward', 's', ours(sampler='dpm++'), bare(steps), runs=runs))
+    rows.append(compare('sample', 'overhead_unipc', 'bare_forward', 's', ours(sampler='unipc'), bare(steps), runs=runs))
     guided = ours(Conditional(unet), cond=1, uncond=0, guidance_scale=2.)
     rows.append(compare('sample', 'overhead_guided', 'bare_forward_2B', 's', guided, bare(steps, 2*bs), runs=max(3, runs//2)))
     return rows
 
-SAMPLERS = 'ddim','euler','heun','dpm++','dpm++sde','unipc','deis'
-CALLS = 5,8,10,12,15,20,30,50
+SAMPLERS = 'ddim','euler','heun','dpm++','unipc','deis'
+CALLS = 5,8,10,12,15,20,30
+CIFAR = Path(__file__).parent.parent/'nbs'/'tutorials'/'data'/'cifar10-work'
 
-def calls_to_ddim100(model, store, clf=None, n=5000, samplers=SAMPLERS, calls=CALLS, seed=0, plot=None):
-    "FID of each sampler with so many network calls, and where it comes to within 2 % of DDIM-100"
-    from latentfast.classifier import LatentClassifier
-    from latentfast.evaluation import features, fid, latents_8x8
+def saved(model, store, clf=None):
+    "A saved model, its store, and what FID is to be of"
+    from latentfast.evaluation import feature_net
     from latentfast.pipeline import LatentDiffusionPipeline
     from latentfast.store import LatentStore
     store, pipe = LatentStore(store), LatentDiffusionPipeline.from_pretrained(model)
     store.check_codec(pipe.codec)
-    net = LatentClassifier.from_pretrained(clf).eval() if clf else latents_8x8
-    if clf: net.check_store(store)
+    def draw(n, **kw): return store.normalizer.normalize(pipe.normalizer.denormalize(pipe.sample_latents(n, **kw)))
+    return draw, store, pipe.codec, [feature_net(clf)]
+
+def cifar10(judge=False):
+    "The MSE model of the CIFAR-10 tutorial, its store, and the classifiers there: of latents and, if asked for, the judge of pixels"
+    from latentfast.autoencoder import LatentCodec
+    from latentfast.classifier import LatentClassifier, classifier_learner
+    from latentfast.data import latent_dls
+    from latentfast.evaluation import feature_net
+    from latentfast.sampling import sample
+    from latentfast.store import LatentStore
+    from latentfast.unet import LatentUNet
+    state = lambda name: torch.load(CIFAR/f'{name}.pt', map_location='cpu', weights_only=True)
+    store, unet = LatentStore(CIFAR/'store'), LatentUNet.from_size('tiny', sample_size=8)
+    unet.load_state_dict(state('mse')['cbs']['ema']['model'])
+    nets = [classifier_learner(latent_dls(store), arch='tiny').model]
+    nets[0].load_state_dict(state('classifier')['model'])
+    if judge:
+        net = LatentClassifier(channels=3, nfs=(16,32,64,128,256), n_blocks=(1,)*4, n_classes=len(store.classes), latent_size=32)
+        net.load_state_dict(state('judge')['model']); net.register_to_config(codec='pixels', image_size=32)
+        nets.append(feature_net(net.eval()))
+    return partial(sample, unet), store, LatentCodec.from_pretrained(store.codec), nets
+
+def trained(folder):
+    "A model of rendered scenes trained for some seconds, its store, and plain latents as features"
+    from latentfast.data import latent_dls
+    from latentfast.encode import encode
+    from latentfast.evaluation import feature_net
+    from latentfast.scenes import make_scenes
+    from latentfast.training import diffusion_learner
+    from latentfast.unet import LatentUNet
+    store = encode(make_scenes(Path(folder)/'pictures', 160, size=64, workers=0, progress=False), Path(folder)/'store', size=64, progress=False)
+    learn = diffusion_learner(latent_dls(store, bs=16), LatentUNet(nfs=(32,64), attn_levels=(), sample_size=8), seed=0)
+    learn.fit_quietly(4, 2e-3, progress=False)
+    return learn.sample_latents, store, learn.dls.codec, [feature_net()]
+
+def calls_to_ddim100(draw, store, codec, nets, n=5000, samplers=SAMPLERS, calls=CALLS, seed=0, plot=None, model=None):
+    "FID of each sampler with so many network calls, and where it comes to within 2 % of DDIM-100"
+    from latentfast.evaluation import PictureFeatures, features, features_id, fid
+    def look(z):
+        pictures = lambda: (codec.decode(store.normalizer.denormalize(b)).cpu() for b in z.split(64))
+        return [features(net, pictures() if isinstance(net, PictureFeatures) else z) for net in nets]
     held = store.valid if len(store.valid)>=n//4 else store.train
-    real = features(net, store.normalizer.normalize(held.__getitems__(range(len(held)))[0]))
-    def score(sampler, k):
-        steps = (k+1)//2 if sampler=='heun' else k
-        z = pipe.sample_latents(n, steps=steps, sampler=sampler, seed=seed, batch_size=256, progress=False)
-        return fid(features(net, store.normalizer.normalize(pipe.normalizer.denormalize(z))), real)
-    base = score('ddim', 100)
-    print(f'{n} samples; FID of DDIM with 100 steps: {base:.4g}\n{"calls":>10}', *[f'{k:>8}' for k in calls], flush=True)
-    table = {}
+    real = look(store.normalizer.normalize(held.__getitems__(range(min(len(held), n)))[0]))
+    def sampled(sampler, k):
+        return look(draw(n, steps=(k+1)//2 if sampler=='heun' else k, sampler=sampler, seed=seed, batch_size=256, progress=False))
+    base = sampled('ddim', 100)
+    def against_base(f, b, r):
+        "FID, its ratio to DDIM-100's, and the ratio's standard error, by leaving out every tenth of the seeds in turn"
+        part = [torch.arange(n)%10!=g for g in range(10)]
+        ratios = torch.tensor([fid(f[p], r)/fid(b[p], r) for p in part])
+        return fid(f, r), fid(f, r)/fid(b, r), (.9*(ratios-ratios.mean()).square().sum()).sqrt().item()
+    print(f'{n} samples, seed {seed}, against {len(real[0])} real ones. FID, and in % of that of DDIM with 100 steps', flush=True)
+    table = {s: {} for s in samplers}
     for s in samplers:
-        table[s] = {k: score(s, k) for k in calls}
-        print(f'{s:>10}', *[f'{v:8.4g}' for v in table[s].values()], flush=True)
-    if plot:
-        import matplotlib; matplotlib.use('Agg')
-        import matplotlib.pyplot as plt
-        fig, ax = plt.subplots(figsize=(6,4))
-        for s,row in table.items(): ax.plot(list(row), list(row.values()), 'o-', ms=3, label=s)
-        ax.axhline(base, c='.6', lw=.8, ls=':'); ax.legend(fontsize=7)
-        ax.set(xscale='log', yscale='log', xlabel='network calls', ylabel='FID')
-        fig.savefig(plot, dpi=120, bbox_inches='tight')
-    rows, fids = [], {s: {str(k): v for k,v in row.items()} for s,row in table.items()}
-    for s,row in table.items():
-        good = [k for k in calls if all(row[j]<=1.02*base for j in calls if j>=k)]
-        if good: rows.append(dict(bench='sample', case=f'calls_to_ddim100/{s}', peer='ddim100', unit='calls', ours=good[0], theirs=100,
-                                  ratio=good[0]/100, runs=1, spread=[good[0]/100]*2, fid=row[good[0]], fid_ddim100=base, n=n))
-    if not rows: print('No sampler came to within 2 % of DDIM-100 with these numbers of calls.')
-    else: rows.append({**min(rows, key=lambda r: r['ours']), 'case': 'calls_to_ddim100'})
-    print(json.dumps(dict(bench='sample', case='fid_by_calls', fid_ddim100=base, n=n, fids=fids)))
+        for k in calls:
+            table[s][k] = [against_base(*o) for o in zip(sampled(s, k), base, real)]
+            print(f'{s:>10} {k:4}  ', *[f'{f:8.4g} {100*q:7.1f} ± {100*se:.1f}' for f,q,se in table[s][k]], flush=True)
+    rows, ids = [], [features_id(net) for net in nets]
+    for i,(name,h) in enumerate(ids):
+        about, found = dict(model=model, features=name, features_hash=h, n=n, fid_ddim100=fid(base[i], real[i])), []
+        print(f'{name}: FID of DDIM-100 is {about["fid_ddim100"]:.4g}')
+        for s in samplers:
+            good = [k for k in calls if all(table[s][j][i][1]<=1.02 for j in calls if j>=k)]
+            if good: found.append(dict(bench='sample', case=f'calls_to_ddim100/{s}', peer='ddim100', unit='calls', ours=good[0], theirs=100, ratio=good[0]/100,
+                                       runs=1, spread=[good[0]/100]*2, fid=table[s][good[0]][i][0], **about))
+        if found: rows += [*found, {**min(found, key=lambda r: r['ours']), 'case': 'calls_to_ddim100'}]
+        else: print('No sampler came to within 2 % of DDIM-100 with these numbers of calls.')
+        print(json.dumps(dict(bench='sample', case='fid_by_calls', **about, fids={s: {k: v[i][0] for k,v in row.items()} for s,row in table.items()})))
+    if plot: draw_plot(plot, table, ids, [fid(*o) for o in zip(base, real)])
     return rows
 
-def run(quick=False, model=None, store=None, **kw): return calls_to_ddim100(model, store, **kw) if model else overhead(quick)
+def draw_plot(path, table, ids, base):
+    "FID against network calls, a panel for each kind of features"
+    import matplotlib; matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    fig, axs = plt.subplots(1, len(ids), figsize=(5.5*len(ids),4), squeeze=False)
+    for i,(ax,(name,_)) in enumerate(zip(axs[0], ids)):
+        for s,row in table.items(): ax.plot(list(row), [v[i][0] for v in row.values()], 'o-', ms=3, label=s)
+        ax.axhline(base[i], c='.6', lw=.8, ls=':', label='ddim, 100 calls'); ax.legend(fontsize=7)
+        ax.set(xscale='log', yscale='log', xlabel='network calls', ylabel='FID', title=f'features: {name}')
+    fig.savefig(path, dpi=120, bbox_inches='tight')
+
+def run(quick=False, case=None, model=None, store=None, features=None, judge=False, **kw):
+    rows = overhead(quick) if case in (None,'overhead') else []
+    if case=='overhead': return rows
+    with tempfile.TemporaryDirectory() as tmp:
+        if model: what, name = saved(model, store, features), str(model)
+        elif not quick and (CIFAR/'mse.pt').exists(): what, name = cifar10(judge), 'cifar10'
+        else: what, name, kw = trained(tmp), 'trained for some seconds', {**kw, 'n': 200}
+        if quick: kw.update(n=min(kw.get('n', 200), 200), samplers=('ddim','unipc'), calls=(5,10,20))
+        return rows + calls_to_ddim100(*what, model=name, **kw)
 
 if __name__=='__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--quick', action='store_true', help='fewer steps and runs; under a minute. With --model: 500 samples, three samplers')
-    p.add_argument('--model', help='a trained model, for calls_to_ddim100')
-    p.add_argument('--store', help='the store that it was trained on')
-    p.add_argument('--features', help="a latent classifier whose features FID is of; without one the latents themselves, averaged to 8x8")
+    p.add_argument('case', nargs='?', choices=['overhead','calls_to_ddim100'], help='one of the two; both if not given')
+    p.add_argument('--quick', action='store_true', help='fewer steps, runs and samples, and a model trained for some seconds; under a minute')
+    p.add_argument('--model', help='a saved model, for calls_to_ddim100'); p.add_argument('--store', help='the store that it was trained on')
+    p.add_argument('--features', help="what FID of --model's samples is of: a classifier's folder, timm:NAME or inception; the latents, averaged to 8x8, if not given")
+    p.add_argument('--judge', action='store_true', help="also the CIFAR-10 tutorial's judge of pixels; decoding takes its time")
     p.add_argument('-n', type=int, default=5000, help='samples for each FID'); p.add_argument('--seed', type=int, default=0)
+    p.add_argument('--samplers', nargs='+', default=SAMPLERS, metavar='S'); p.add_argument('--calls', nargs='+', type=int, default=CALLS, metavar='N')
     p.add_argument('--plot', help='write FID against network calls to this file')
     a = p.parse_args()
     if bool(a.model)!=bool(a.store): p.error('--model and --store go together')
-    kw = dict(clf=a.features, n=a.n, seed=a.seed, plot=a.plot) if a.model else {}
-    if a.model and a.quick: kw.update(n=min(a.n, 500), samplers=('ddim','dpm++','unipc'), calls=(5,10,20))
-    show(run(a.quick, a.model, a.store, **kw))
+    show(run(**vars(a)))

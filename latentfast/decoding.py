@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['fit_preview', 'preview', 'show_steps', 'save_animation', 'decode_tiled']
 
-# %% ../nbs/10c_decoding.ipynb #beae9512
+# %% ../nbs/10c_decoding.ipynb #cf176182
+from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
-from torch import Tensor
+from torch import nn, Tensor
 from PIL import Image
 from .autoencoder import LatentCodec, grid_image
 
-# %% ../nbs/10c_decoding.ipynb #45b2be40
+# %% ../nbs/10c_decoding.ipynb #f83af9fb
 @torch.no_grad()
 def fit_preview(
     source,           # A `LatentStore`; or pictures [B,3,H,W] in [-1,1], with `codec`
@@ -42,7 +43,7 @@ def preview(
     m,b = (torch.as_tensor(o, dtype=torch.float32, device=z.device) for o in (matrix, bias))
     return (torch.einsum('bchw,cr->brhw', z.float(), m)+b.view(3,1,1)).clamp(-1,1)
 
-# %% ../nbs/10c_decoding.ipynb #136959a6
+# %% ../nbs/10c_decoding.ipynb #20c302ef
 def show_steps(
     steps,           # What `sample(..., yield_steps=True)` gives: latents [n,C,h,w] for each step; or pictures [n,3,H,W] in [-1,1]
     decode=None,     # Function from latents to pictures, such as `decode`, `pipe.decode` or a preview; not given: they are pictures
@@ -55,7 +56,7 @@ def show_steps(
     i = np.unique(np.linspace(0, len(steps)-1, min(ncol, len(steps))).round().astype(int))
     return grid_image(torch.stack([(decode or (lambda x: x))(steps[j]).cpu() for j in i], 1).flatten(0,1), ncol=len(i), scale=scale)
 
-# %% ../nbs/10c_decoding.ipynb #6dd418c7
+# %% ../nbs/10c_decoding.ipynb #8d59ac83
 def save_animation(
     path,               # Where to: .gif, .webp or .png (an animated PNG)
     steps,              # As for `show_steps`
@@ -66,34 +67,43 @@ def save_animation(
     scale:int=1         # Whole number that each pixel is enlarged by
 ) -> Path:
     "Save the steps as a film that starts again and again. ValueError for another kind of file, or if there are no steps"
-    path, frames = Path(path), [grid_image((decode or (lambda x: x))(x), ncol=ncol, scale=scale) for x in steps]
-    if path.suffix.lower() not in ('.gif','.webp','.png'): raise ValueError(f'{path} should be a .gif, .webp or .png file, such as {path.with_suffix(".webp")}.')
+    path = Path(path)
+    if path.suffix.lower() not in ('.gif','.webp','.png'):
+        raise ValueError(f'{path} should be a .gif, .webp or .png file, such as {path.with_suffix(".webp")}.')
+    frames = [grid_image((decode or (lambda x: x))(x), ncol=ncol, scale=scale) for x in steps]
     if not frames: raise ValueError('save_animation: there are no steps; give what sample(..., yield_steps=True) gives, once.')
     path.parent.mkdir(parents=True, exist_ok=True)
     times = [max(20, round(1000*seconds/len(frames)))]*(len(frames)-1)+[max(20, round(1000*hold))]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0, **(dict(quality=85) if path.suffix.lower()=='.webp' else {}))
+    kw = dict(quality=85) if path.suffix.lower()=='.webp' else {}
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0, **kw)
     return path
 
-# %% ../nbs/10c_decoding.ipynb #42f2cef4
+# %% ../nbs/10c_decoding.ipynb #444759ca
+@contextmanager
+def _norms_of_whole(codec, z, side):
+    "The codec's group norms with the means and variances of a small version, `side` latents long, of one large picture"
+    seen, norms = {}, [m for m in codec.model.modules() if isinstance(m, nn.GroupNorm)]
+    def look(m, xs, out):
+        stats = torch.var_mean(xs[0][0].float().reshape(m.num_groups, -1), 1, correction=0)
+        seen[m] = [o.repeat_interleave(xs[0].shape[1]//m.num_groups).to(xs[0].dtype) for o in stats]
+    def use(m, xs, out): return F.batch_norm(xs[0], seen[m][1], seen[m][0], m.weight, m.bias, eps=m.eps)
+    hooks = [m.register_forward_hook(look) for m in norms]
+    try:
+        if norms: codec.decode(F.interpolate(z, [max(1, round(o*side/max(z.shape[2:]))) for o in z.shape[2:]], mode='nearest'))
+        for o in hooks: o.remove()
+        hooks = [m.register_forward_hook(use) for m in norms]
+        yield
+    finally:
+        for o in hooks: o.remove()
+
+# %% ../nbs/10c_decoding.ipynb #7aac96b6
 def _ramp(n, lo, hi, device):
     "Weights [n] of a tile's rows: rising over the first `lo` places and falling over the last `hi`"
     i = torch.arange(n, device=device)+.5
     return (i/max(lo, .5)).clamp(max=1)*((n-i)/max(hi, .5)).clamp(max=1)
 
-def decode_tiled(
-    codec,              # A `LatentCodec`
-    z:Tensor,           # Latents [B,C,h,w], unscaled, as for `codec.decode`
-    tile:int=None,      # Side of a tile in latents; not given: the autoencoder's own tiling if it has one, else 64
-    overlap:int=None    # Latents that neighbours share; a quarter of the tile if not given. For our own tiling
-) -> Tensor:            # Pictures [B,3,h*factor,w*factor] in [-1,1]
-    "Decode large latents piece by piece. ValueError for an overlap that leaves nothing of the tile"
-    if tile is None and hasattr(codec.model, 'enable_tiling'):
-        codec.model.enable_tiling()
-        try: return codec.decode(z)
-        finally: codec.model.disable_tiling()
-    tile = tile or 64
-    overlap = tile//4 if overlap is None else overlap
-    if not 0<=overlap<tile: raise ValueError(f'overlap={overlap} must be at least 0 and less than the tile, {tile}.')
+def _tiles(codec, z, tile, overlap):
+    "Decode in tiles that fade into each other"
     (b,_,h,w), f = z.shape, codec.factor
     def starts(n): return [0] if n<=tile else [*range(0, n-tile, tile-overlap), n-tile]
     out = weight = None
@@ -105,3 +115,23 @@ def decode_tiled(
         m = _ramp(ph, *edge(y, tile, h), z.device)[:,None]*_ramp(pw, *edge(x, tile, w), z.device)
         out[:,:,y*f:y*f+ph,x*f:x*f+pw] += part*m.to(part); weight[y*f:y*f+ph,x*f:x*f+pw] += m.to(part)
     return out/weight
+
+def decode_tiled(
+    codec,              # A `LatentCodec`
+    z:Tensor,           # Latents [B,C,h,w], unscaled, as for `codec.decode`; one picture after the other
+    tile:int=None,      # Side of a tile in latents; not given: the autoencoder's own tiling if it has one, else 64
+    overlap:int=None    # Latents that neighbours share; a quarter of the tile if not given. For our own tiling
+) -> Tensor:            # Pictures [B,3,h*factor,w*factor] in [-1,1]
+    "Decode large latents piece by piece, with group norms that know the whole. ValueError for an overlap that leaves nothing of the tile"
+    own = tile is None and hasattr(codec.model, 'enable_tiling')
+    side = tile or getattr(codec.model, 'tile_latent_min_size', 64)
+    overlap = side//4 if overlap is None else overlap
+    if not 0<=overlap<side: raise ValueError(f'overlap={overlap} must be at least 0 and less than the tile, {side}.')
+    if max(z.shape[2:])<=side: return codec.decode(z)
+    if own: codec.model.enable_tiling()
+    try:
+        def one(z):
+            with _norms_of_whole(codec, z, side): return codec.decode(z) if own else _tiles(codec, z, side, overlap)
+        return torch.cat([one(o[None]) for o in z])
+    finally:
+        if own: codec.model.disable_tiling()

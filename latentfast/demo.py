@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNET_EPOCHS', 'demo_plan', 'demo']
 
-# %% ../nbs/16_demo.ipynb #3ef80f25
+# %% ../nbs/16_demo.ipynb #32e8458e
 import html, json, shutil, time
 from pathlib import Path
 import numpy as np, torch
@@ -22,7 +22,7 @@ from .report import figure_html, picture_html, report_html, table_html
 from .scenes import make_scenes
 from .training import SampleProgress, diffusion_learner
 
-# %% ../nbs/16_demo.ipynb #6c2c962f
+# %% ../nbs/16_demo.ipynb #a4e0886d
 UNET_EPOCHS = 36  # with 750 pictures for each minute
 
 def demo_plan(
@@ -33,7 +33,7 @@ def demo_plan(
     n = int(np.clip(750*minutes, 400, 20_000))
     return dict(n_scenes=n, classifier_epochs=8, unet_epochs=max(2, round(UNET_EPOCHS*minutes*750/n)), n_samples=int(np.clip(128*minutes, 64, 1024)))
 
-# %% ../nbs/16_demo.ipynb #95841b9a
+# %% ../nbs/16_demo.ipynb #d8f84b23
 def _timed(times, name):
     "Context manager that notes how long its block took"
     from contextlib import contextmanager
@@ -47,7 +47,7 @@ def _classifier(store, folder, epochs, seed, progress, label):
     if (folder/'config.json').exists():
         try: return LatentClassifier.from_pretrained(folder), json.loads((folder/'accuracy.json').read_text())['accuracy']
         except (OSError, ValueError, KeyError): shutil.rmtree(folder)
-    learn = classifier_learner(latent_dls(store, bs=64, seed=seed), size='tiny', seed=seed)
+    learn = classifier_learner(latent_dls(store, bs=64, seed=seed), arch='tiny', seed=seed)
     learn.fit_quietly(epochs, 1e-2, label=label, progress=progress)
     accuracy = float(learn.recorder.values[-1][list(learn.recorder.metric_names[1:]).index('accuracy')])
     learn.model.save_pretrained(folder)
@@ -64,7 +64,7 @@ def _unet(store, folder, epochs, perceptual, seed, size, progress, label):
     learn.export_pipeline(folder)
     return learn
 
-# %% ../nbs/16_demo.ipynb #dfa66792
+# %% ../nbs/16_demo.ipynb #59534d6b
 def demo(
     out='demo',            # Folder for everything that is made
     minutes:float=8.,      # Scales the work; about how long it takes on two cores
@@ -96,7 +96,7 @@ def demo(
     for name,(folder,loss) in runs.items():
         with _timed(times, f'train: {name}'): learners[name] = learn = _unet(store, folder, plan['unet_epochs'], loss, seed, unet, progress, f'train: {name}')
         with _timed(times, f'sample and score: {name}'):
-            z = learn.sample_latents(plan['n_samples'], steps=30, seed=seed+1, progress=progress)
+            z = learn.sample_latents(plan['n_samples'], seed=seed+1, progress=progress)
             pictures[name] = learn.decode(z[:64])
             if labelled: scores[name] = dict(zip(nets, evaluate(z, store, features=[net for net,_ in nets.values()], n_pictures=64, codec=learn.dls.codec)))
             scores.setdefault('nearest', {})[name] = _nearest_picture(learn, z[:8], store, nets)
@@ -108,7 +108,7 @@ def demo(
     say(f'{sum(times.values())/60:.1f} minutes. Look at {out/"report.html"} and {out/"samples.png"}.')
     return out/'report.html'
 
-# %% ../nbs/16_demo.ipynb #cacada3c
+# %% ../nbs/16_demo.ipynb #136c4047
 def _claim(out, settings):
     "Make `out`, or go on in one that an earlier demo with the same settings began"
     note = out/'demo.json'
@@ -128,7 +128,7 @@ def _nearest_picture(learn, z, store, nets):
     i = nearest(features(net, z), features(net, train), k=1)
     return grid_image(torch.cat([learn.decode(z), learn.decode(train[torch.as_tensor(i).flatten()])]), ncol=len(z))
 
-# %% ../nbs/16_demo.ipynb #f2b71a8c
+# %% ../nbs/16_demo.ipynb #6df0f586
 def _report(src, store, learners, pictures, scores, nets, times, plan, settings):
     import matplotlib.pyplot as plt
     first = next(iter(learners.values()))
@@ -136,11 +136,11 @@ def _report(src, store, learners, pictures, scores, nets, times, plan, settings)
     i = np.linspace(0, len(held)-1, min(8, len(held))).astype(int).tolist()
     ps = find_pictures(src); row = {k: n for n,k in enumerate(ps.keys)}
     real, recon = np.stack([load_picture(ps.open(row[held.keys(j)]), store.image_size) for j in i]), first.dls.codec.decode(held.__getitems__(i)[0])
-    sections = [('Samples', f'{n}: {plan["unet_epochs"]} epochs over {len(store.train):,} pictures, DDIM with 30 steps.', [picture_html(grid_image(p, ncol=8), f'64 samples, {n}')])
+    sections = [('Samples', f'{n}: {plan["unet_epochs"]} epochs over {len(store.train):,} pictures, 15 network calls a sample.', [picture_html(grid_image(p, ncol=8), f'64 samples, {n}')])
                 for n,p in pictures.items()]
     if len(pictures)>1:
         both = [f'<b>{html.escape(n)}</b>'+b[0] for (n,_),(_,_,b) in zip(pictures.items(), sections)]
-        sections = [('Samples', f'The same seeds, the same steps; DDIM with 30 steps after {plan["unet_epochs"]} epochs over {len(store.train):,} pictures.', both)]
+        sections = [('Samples', f'The same seeds, the same steps; 15 network calls a sample, after {plan["unet_epochs"]} epochs over {len(store.train):,} pictures.', both)]
     sections.append(('Real pictures', 'Above held-out pictures, below as the autoencoder gives them back: the best that any sample can look like.',
         [picture_html(grid_image(np.concatenate([real, to_uint8(recon)]), ncol=len(i)), 'real pictures and their reconstructions')]))
     for n,l in learners.items():
