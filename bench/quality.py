@@ -69,7 +69,7 @@ class Bench:
     def classifier(self, name='classifier'):
         dls = latent_dls(self.store, bs=64, seed=10)
         kw, epochs = dict(classifier=({}, 10), brief=(dict(nfs=(16,32,64,128,256)), 1), noised=(dict(cbs=[Noised()]), 10))[name]
-        return self.net(name, lambda: classifier_learner(dls, **{**(dict(size='tiny') if 'nfs' not in kw else {}), 'seed': 10, **kw}), epochs, 1e-2)
+        return self.net(name, lambda: classifier_learner(dls, **{**(dict(arch='tiny') if 'nfs' not in kw else {}), 'seed': 10, **kw}), epochs, 1e-2)
     def judge(self): return feature_net(self.net('judge', lambda: pixel_learner(self.store, n=200 if self.quick else 45_000, seed=110), 6, 3e-3))
 
     def losses(self, arm):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'GeneralReLU', 'ResBlock', 'stage_strides', 'LatentClassifier', 'random_crop', 'random_erase',
-           'LatentCropErase', 'ClassifierLearner', 'classifier_learner']
+           'LatentCropErase', 'ClassifierLearner', 'LatentInterpretation', 'classifier_learner']
 
-# %% ../nbs/05_classifier.ipynb #52e24463
+# %% ../nbs/05_classifier.ipynb #a75d561c
 import warnings
 from collections import OrderedDict
 from functools import partial
@@ -17,12 +17,16 @@ from fastcore.basics import listify, patch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from fastai.callback.core import Callback
-from fastai.learner import Learner
+from fastai.interpret import ClassificationInterpretation
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy, top_k_accuracy
-from .callbacks import AutoPrecision, EpochSeed, fused_adamw
+from fastai.torch_core import to_device
+from .autoencoder import BUNDLED, show_images
+from .callbacks import AutocastLearner, AutoPrecision, EpochSeed, fused_adamw
+from .data import latent_dls
+from .store import LatentStore
 
-# %% ../nbs/05_classifier.ipynb #f37d0c1e
+# %% ../nbs/05_classifier.ipynb #498733ac
 class GeneralReLU(nn.Module):
     "Leaky ReLU moved down: `leaky_relu(x, leak) - sub` (course notebook 11, `GeneralRelu`)"
     def __init__(self,
@@ -34,7 +38,7 @@ class GeneralReLU(nn.Module):
     def forward(self, x): return F.leaky_relu(x, self.leak).sub_(self.sub)
     def extra_repr(self): return f'leak={self.leak}, sub={self.sub}'
 
-# %% ../nbs/05_classifier.ipynb #0374177e
+# %% ../nbs/05_classifier.ipynb #1c549867
 def _norm_act_conv(ni, nf, ks=3, stride=1, act=True, bias=True):
     layers = [nn.BatchNorm2d(ni)] + ([GeneralReLU()] if act else [])
     return nn.Sequential(*layers, nn.Conv2d(ni, nf, ks, stride=stride, padding=ks//2, bias=bias))
@@ -52,7 +56,7 @@ class ResBlock(nn.Module):
         self.pool   = nn.Identity() if stride==1 else nn.AvgPool2d(2, ceil_mode=True)
     def forward(self, x): return self.convs(x) + self.idconv(self.pool(x))
 
-# %% ../nbs/05_classifier.ipynb #2b968b96
+# %% ../nbs/05_classifier.ipynb #3803e3d5
 def stage_strides(
     latent_size,    # Height and width of the latents, or one number for both
     n_stages:int,   # How many stages the network has
@@ -65,7 +69,7 @@ def stage_strides(
         size = -(-size//res[-1])
     return tuple(res)
 
-# %% ../nbs/05_classifier.ipynb #c1f08d52
+# %% ../nbs/05_classifier.ipynb #4caf4c8b
 class _Affine(nn.Module):
     "A fixed scale and shift for each channel"
     def __init__(self, channels):
@@ -77,11 +81,11 @@ def _init_weights(m):
     if isinstance(m, (nn.Conv2d, nn.Linear)): nn.init.kaiming_normal_(m.weight, a=.1)
 
 SIZES = dict(tiny  =dict(nfs=(32,64,128),          n_blocks=(1,1)),
-             small =dict(nfs=(64,128,256,384),     n_blocks=(1,2,2)),
+             small =dict(nfs=(32,64,128,256,384),  n_blocks=(1,1,1,1)),
              base  =dict(nfs=(64,128,256,512),     n_blocks=(2,3,3)),
              course=dict(nfs=(32,64,128,512,1024), n_blocks=(1,2,4,3)))
 
-# %% ../nbs/05_classifier.ipynb #9169a3c5
+# %% ../nbs/05_classifier.ipynb #765d5df3
 class LatentClassifier(ModelMixin, ConfigMixin):
     "Latents to class logits: the ResBlock classifier of course notebook 31"
     __getattr__ = nn.Module.__getattr__  # diffusers' own also looks into the config, where `learn.values` would find a dict's method
@@ -126,11 +130,16 @@ class LatentClassifier(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(cls,
-        path,     # A folder that `save_pretrained` wrote, or a hub id
+        path,     # 'tiny-imagenet' for the bundled one, a folder that `save_pretrained` wrote, or a hub id
         **kwargs  # As for diffusers' `ModelMixin.from_pretrained`
     ):
         "Load a saved classifier, safetensors only; raises `FileNotFoundError` where there is none and `ValueError` where it is damaged"
         kwargs = {**dict(low_cpu_mem_usage=False), **kwargs, 'use_safetensors':True}
+        if path=='tiny-imagenet':
+            path = BUNDLED/'classifier'
+            if not (path/'config.json').exists():
+                raise FileNotFoundError('This installation has no bundled classifier: make it with scripts/train_classifier.py, '
+                                        'or give a folder.')
         if not Path(path).is_dir():
             if str(path).count('/')!=1 or str(path)[0] in './~':
                 raise FileNotFoundError(f'There is no folder {path}. Train a classifier first: latentfast train-classifier STORE {path}')
@@ -138,9 +147,10 @@ class LatentClassifier(ModelMixin, ConfigMixin):
         try: name = cls.load_config(path).get('_class_name')
         except OSError as e: raise FileNotFoundError(f'{path} holds no readable config.json, so it is not a saved classifier.') from e
         if name!='LatentClassifier': raise ValueError(f'{path} holds a {name}, not a LatentClassifier.')
-        try: return super().from_pretrained(path, **kwargs)
+        try: net = super().from_pretrained(path, **kwargs)
         except Exception as e:
             raise ValueError(f'The classifier in {path} is damaged: train or copy it again. ({str(e).splitlines()[0][:160]})') from e
+        return net if 'torch_dtype' in kwargs else net.float()  # weights may be saved in half the bytes
 
     def forward(self,
         z:Tensor   # Normalised latents [B,C,h,w]
@@ -164,7 +174,7 @@ class LatentClassifier(ModelMixin, ConfigMixin):
         for i,step in enumerate(steps[:max(want)+1]): z = maps[i] = step(z)
         return [maps[i] for i in want]
 
-# %% ../nbs/05_classifier.ipynb #a35dea3d
+# %% ../nbs/05_classifier.ipynb #60794c7c
 def _stats(store):
     "The mean and standard deviation of each channel of a store, as lists"
     d = store.normalizer.to_dict()
@@ -180,7 +190,7 @@ def set_store(self:LatentClassifier,
                             mean=mean, std=std)
     return self
 
-# %% ../nbs/05_classifier.ipynb #2186ccfe
+# %% ../nbs/05_classifier.ipynb #cde2be31
 def _check_codec(net, store):
     c, other = net.config, f'the store {store.path} holds latents of {store.codec} ({store.fingerprint}, {store.latent_shape[0]} channels)'
     if c.channels==store.latent_shape[0] and c.fingerprint in (None, store.fingerprint): return
@@ -203,7 +213,7 @@ def check_store(self:LatentClassifier,
         warnings.warn(f'This classifier was trained on pictures of {c.image_size} pixels; the store {store.path} has {store.image_size}.')
     return self
 
-# %% ../nbs/05_classifier.ipynb #305d61ae
+# %% ../nbs/05_classifier.ipynb #5c56725d
 @patch
 def adapt_to(self:LatentClassifier,
     store # A `LatentStore` of the same autoencoder
@@ -220,7 +230,7 @@ def adapt_to(self:LatentClassifier,
     self.register_to_config(mean=mean, std=std)
     return self
 
-# %% ../nbs/05_classifier.ipynb #cd262b96
+# %% ../nbs/05_classifier.ipynb #76d78e88
 def random_crop(
     z:Tensor,             # Latents [B,C,h,w]
     pad:int=2,            # Cells added on each side; 0 does nothing
@@ -236,7 +246,7 @@ def random_crop(
     r,c = oy+torch.arange(h, device=z.device), ox+torch.arange(w, device=z.device)
     return zp[torch.arange(b, device=z.device)[:,None,None], :, r[:,:,None], c[:,None,:]].permute(0,3,1,2)
 
-# %% ../nbs/05_classifier.ipynb #33b0760e
+# %% ../nbs/05_classifier.ipynb #5d4e773d
 def random_erase(
     z:Tensor,         # Latents [B,C,h,w]
     pct:float=.2,     # Side of a square as a share of the latent's, 0 to 1; at least one cell
@@ -255,7 +265,7 @@ def random_erase(
     noise = torch.randn(z.shape, device=z.device, dtype=z.dtype, generator=generator)*std + mean
     return torch.where(mask[:,None], noise.clamp(z.min(), z.max()), z)
 
-# %% ../nbs/05_classifier.ipynb #287522f1
+# %% ../nbs/05_classifier.ipynb #17b713b4
 class LatentCropErase(Callback):
     "Random crop and random erase of each training batch, on its device"
     run_valid = False
@@ -273,7 +283,7 @@ class LatentCropErase(Callback):
         if self.seed is not None and self.gen is None: self.gen = torch.Generator(self.x.device).manual_seed(self.seed)
         self.learn.xb = (self.augment(self.x),)
 
-# %% ../nbs/05_classifier.ipynb #4b8128b8
+# %% ../nbs/05_classifier.ipynb #976f0062
 def _check_labels(store):
     "Raise or warn where the labels of a store can't train a classifier"
     folders = 'Encode a tree with a folder for each class: latentfast encode SRC STORE'
@@ -287,8 +297,8 @@ def _check_labels(store):
     few = [f'{store.classes[i]} ({n})' for i,n in enumerate(counts) if n<2]
     if few: warnings.warn(f'{len(few)} classes in {store.path} have fewer than 2 training pictures, too few to learn: {", ".join(few[:8])}')
 
-# %% ../nbs/05_classifier.ipynb #d09e63f2
-class ClassifierLearner(Learner):
+# %% ../nbs/05_classifier.ipynb #3d2be00d
+class ClassifierLearner(AutocastLearner):
     "A fastai `Learner` that shows decoded pictures"
     def show_results(self,
         ds_idx:int=1,       # 0: training, 1: validation pictures
@@ -302,15 +312,38 @@ class ClassifierLearner(Learner):
         b = (dl or own.new(shuffle=shuffle, bs=max_n, drop_last=False)).one_batch()
         own.show_results(b, self.get_preds(dl=[b], with_decoded=True)[2], max_n=max_n, **kwargs)
 
-# %% ../nbs/05_classifier.ipynb #93bc0c3e
+# %% ../nbs/05_classifier.ipynb #dd3c8f39
+class LatentInterpretation(ClassificationInterpretation):
+    "fastai's `ClassificationInterpretation`, with decoded pictures"
+    def __getitem__(self, idxs):
+        "Latents, predictions, labels, decoded predictions and losses of these rows"
+        idxs = torch.as_tensor(idxs).flatten().tolist()
+        x,y = self.dl.after_batch(to_device(self.dl.dataset.__getitems__(idxs), self.dl.device))
+        preds,targs,decoded = self.learn.get_preds(dl=[(x,y)], with_decoded=True, act=self.act, reorder=False)
+        return x, preds, targs, decoded, self.losses[idxs]
+
+    def plot_top_losses(self,
+        k:int=9,            # How many pictures
+        largest:bool=True,  # The largest losses, or the smallest?
+        ncol:int=None       # Pictures in a row
+    ):
+        "Decoded pictures with the largest losses: true class, predicted class, and the loss and the probability of the true class"
+        losses,idxs = self.top_losses(k, largest)
+        x,preds,targs,decoded,_ = self[idxs]
+        rows = zip(*(o.tolist() for o in (targs, decoded, losses, preds)))
+        titles = [f'{self.vocab[t]}\n{self.vocab[d]}\n{l:.2f}  {p[t]:.0%}' for t,d,l,p in rows]
+        show_images(self.dl.pictures((x,targs), len(x)), ncol=ncol, titles=titles)
+
+# %% ../nbs/05_classifier.ipynb #4d961d3a
 def classifier_learner(
-    dls,                       # DataLoaders of (normalised latents, labels) with a `store`, as `latent_dls` gives
+    dls,                       # A labelled `LatentStore` or its folder, or DataLoaders with a `store`, as `latent_dls` gives
     model=None,                # A `LatentClassifier` to train on; a new one if not given
-    size:str=None,             # Size of a new one: 'tiny', 'small', 'base', 'course'. Default: 'small' up to 16x16 latents, 'course' above
-    nfs:tuple=None,            # Widths of a new one instead of the size's
-    n_blocks:tuple=None,       # Blocks in each stage of a new one instead of the size's
+    arch:str='small',          # A new one's network and recipe: 'tiny', 'small', 'base', or 'course', the article's
+    nfs:tuple=None,            # Widths of a new one instead of the network's
+    n_blocks:tuple=None,       # Blocks in each stage of a new one instead of the network's
     drop:float=.1,             # Dropout of a new one, 0 to 1
-    lr:float=1e-2,             # Default learning rate; the article's peak
+    bs:int=64,                 # Latents in a batch, where `dls` is a store
+    lr:float=None,             # Default learning rate, the peak of a cycle; 3e-3 if not given, and the article's 1e-2 for 'course'
     label_smoothing:float=0.,  # Share of the target that is spread over all classes, 0 to 1
     augment=True,              # `LatentCropErase`: padding 1/16 of the size, at least 1; erasing from 16x16 on. Or a callback, or False
     seed:int=None,             # One run's seed: new weights, and the order and augmentation of every epoch
@@ -320,16 +353,16 @@ def classifier_learner(
     **kwargs                   # Arguments of fastai's `Learner`
 ) -> ClassifierLearner:        # `fit_one_cycle`, `lr_find`, `show_results`, `save`, `load` and so on
     "A `Learner` for a latent classifier; raises `ValueError` for a store without labels or with one class, or a model of other latents"
+    if isinstance(dls, (str,Path,LatentStore)): dls = latent_dls(dls, bs=bs, seed=seed, flip=False if arch=='course' else None)
     store = getattr(dls, 'store', None)
-    if store is None: raise ValueError('classifier_learner needs DataLoaders that know their store: make them with latent_dls(store).')
+    if store is None: raise ValueError('classifier_learner needs a store, or DataLoaders that know one: make them with latent_dls(store).')
     _check_labels(store)
     c,*hw = store.latent_shape
     if model is None:
         own = {k:v for k,v in dict(nfs=nfs, n_blocks=n_blocks).items() if v is not None}
-        size = size or ('small' if max(hw)<=16 else 'course')
         with torch.random.fork_rng(enabled=seed is not None):
             if seed is not None: torch.manual_seed(seed)
-            model = LatentClassifier.from_size(size, channels=c, n_classes=len(store.classes), latent_size=tuple(hw), drop=drop, **own)
+            model = LatentClassifier.from_size(arch, channels=c, n_classes=len(store.classes), latent_size=tuple(hw), drop=drop, **own)
     n = model.config.n_classes
     if n!=len(store.classes): raise ValueError(f'This classifier has {n} classes, the store {store.path} {len(store.classes)}.')
     if model.config.fingerprint is None: model.set_store(store)
@@ -337,5 +370,6 @@ def classifier_learner(
     if augment is True: augment = LatentCropErase(pad=max(1, min(hw)//16), max_num=4 if min(hw)>=16 else 0)
     if metrics is None: metrics = [accuracy] + ([top_k_accuracy] if len(store.classes)>5 else [])
     added = [AutoPrecision(precision)] + [EpochSeed(seed)]*(seed is not None) + ([augment] if augment else [])
+    lr = lr or (1e-2 if arch=='course' else 3e-3)
     return ClassifierLearner(dls, model, loss_func=CrossEntropyLossFlat(label_smoothing=label_smoothing), lr=lr,
                              opt_func=partial(fused_adamw, eps=1e-5), metrics=metrics, cbs=[*added, *listify(cbs)], **kwargs)
