@@ -8,7 +8,7 @@ __all__ = ['PictureSquares', 'PictureDL', 'picture_dls', 'KLAutoencoder', 'VQAut
            'PatchDiscriminator', 'hinge_loss', 'adaptive_weight', 'PatchGAN', 'ReconstructionProgress', 'VAELearner',
            'vae_learner', 'evaluate_codec', 'codec_report', 'show_codec']
 
-# %% ../nbs/15_vae_training.ipynb #562434dd
+# %% ../nbs/15_vae_training.ipynb #a961855e
 import math
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
@@ -21,18 +21,18 @@ from diffusers import AutoencoderKL, VQModel
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.schedule import *
 from fastai.data.core import DataLoaders, TfmdDL
-from fastai.learner import Learner, Metric
+from fastai.learner import Metric
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import join_path_file, set_seed
 from fastcore.basics import listify
 from .autoencoder import LatentCodec, grid_image, psnr, show_images, to_tensor
-from .callbacks import AutoPrecision, EpochSeed
+from .callbacks import AutocastLearner, AutoPrecision, EpochSeed
 from .evaluation import features, fid
 from .lpips import PicturesToFloat
 from .sources import Pictures, find_pictures, _TURN, _orientation, _rgb
 from .training import EMA
 
-# %% ../nbs/15_vae_training.ipynb #20bf65fa
+# %% ../nbs/15_vae_training.ipynb #a8c822fa
 def _whole_picture(source, least):
     "All of a picture as RGB, reduced to a short side of `least` if it is longer"
     with Image.open(source) as im:
@@ -71,7 +71,8 @@ class PictureSquares:
                 with Image.open(self.sources[s].open(i)) as im: total += 3*math.prod(im.size)*min(1, self.least/min(im.size))**2
             except Exception as e: raise self._unreadable(s, i, e) from None
         return total/max(1, len(pick))*len(self)
-    def _unreadable(self, s, i, e): return ValueError(f'The picture {self.sources[s].keys[i]} could not be read ({type(e).__name__}: {e}): take it away.')
+    def _unreadable(self, s, i, e):
+        return ValueError(f'The picture {self.sources[s].keys[i]} could not be read ({type(e).__name__}: {e}): take it away.')
     def _decode(self, k):
         s,i = self.rows[k]
         try: return _whole_picture(self.sources[s].open(i), self.least)
@@ -107,7 +108,8 @@ class PictureDL(TfmdDL):
         rng, groups = np.random.default_rng(self.rng.getrandbits(64)), self.dataset.groups
         share = -(-self.n//len(groups))
         picked = [np.concatenate([rng.permutation(g) for _ in range(-(-share//len(g)))])[:share] for g in groups]
-        return [(int(k), tuple(s)) for k,s in zip(rng.permutation(np.concatenate(picked))[:self.n], rng.integers(2**32, size=(self.n,2)).tolist())]
+        ks, seeds = rng.permutation(np.concatenate(picked))[:self.n], rng.integers(2**32, size=(self.n,2))
+        return [(k, tuple(s)) for k,s in zip(ks.tolist(), seeds.tolist())]
     def create_item(self, k): return self.dataset[k or 0]
     def __iter__(self):
         tfms, begin, self.begin = self.after_batch, self.begin, None
@@ -120,9 +122,9 @@ class PictureDL(TfmdDL):
         "Show a batch's pictures"
         show_images((self.one_batch() if b is None else b)[0][:max_n], ncol=ncol)
 
-# %% ../nbs/15_vae_training.ipynb #45e2dfba
+# %% ../nbs/15_vae_training.ipynb #43b532a3
 def picture_dls(
-    src,                # A folder of pictures (or whatever `find_pictures` takes), or a list of them; of several each gives the same share of a pass
+    src,                # A folder of pictures (or what else `find_pictures` takes); or a list, each giving the same share of a pass
     size:int=256,       # Pixels on each side; a multiple of the autoencoder's factor
     bs:int=12,          # Pictures in a batch; LDM's
     valid_pct:float=.1, # Share held out for validation where the source has no such part
@@ -139,17 +141,19 @@ def picture_dls(
     found = [s if isinstance(s, Pictures) else find_pictures(s, valid_pct) for s in (src if isinstance(src, (list,tuple)) else [src])]
     def part(split, **kw):
         parts = [ps.take(np.flatnonzero(ps.splits==split)) for ps in found]
-        if not sum(map(len, parts)): raise ValueError(f'{src} has no pictures for split={split!r}: a training needs some to train on and some to validate on (valid_pct={valid_pct}).')
+        if not sum(map(len, parts)): raise ValueError(f'{src} has no pictures for split={split!r}: a training needs some to train on '
+                                                      f'and some to validate on (valid_pct={valid_pct}).')
         return PictureSquares(parts, size, min_scale, memory, **kw)
     train, valid = part('train'), part('valid', n=n_valid)
     workers = lambda ds: num_workers if num_workers is not None else 0 if ds.kept is not None else torch.get_num_threads()
     n = per_epoch or len(train)
-    tdl = PictureDL(train, bs=min(bs, n), shuffle=True, drop_last=True, n=n, num_workers=workers(train), after_batch=[PicturesToFloat(), *listify(augment)])
+    tdl = PictureDL(train, bs=min(bs, n), shuffle=True, drop_last=True, n=n, num_workers=workers(train),
+                    after_batch=[PicturesToFloat(), *listify(augment)])
     vdl = PictureDL(valid, bs=bs, num_workers=workers(valid), after_batch=[PicturesToFloat()])
     if seed is not None: tdl.rng.seed(seed)
     return DataLoaders(tdl, vdl, device=device)
 
-# %% ../nbs/15_vae_training.ipynb #0a1afd8c
+# %% ../nbs/15_vae_training.ipynb #74f0f129
 class KLAutoencoder(nn.Module):
     "An `AutoencoderKL` as training calls it: pictures to (reconstruction, posterior mean, its log-variance)"
     def __init__(self, net): super().__init__(); self.net = net
@@ -166,7 +170,7 @@ class VQAutoencoder(nn.Module):
         e = q.embedding(k).view(len(z), *z.shape[2:], -1).permute(0,3,1,2)
         return self.net.decode(z+(e-z).detach(), force_not_quantize=True).sample, z, e, k
 
-# %% ../nbs/15_vae_training.ipynb #d24f1e46
+# %% ../nbs/15_vae_training.ipynb #953ee22e
 _CHANNELS = {4:(128,256,512), 8:(128,256,512,512), 16:(128,128,256,256,512), 32:(128,128,256,256,512,512)}
 
 def make_autoencoder(
@@ -182,16 +186,19 @@ def make_autoencoder(
     "An untrained diffusers autoencoder; the defaults are those of LDM at 256². Raises `ValueError`"
     if kind not in ('kl','vq'): raise ValueError(f"kind={kind!r} was given; choose 'kl' or 'vq'.")
     if channels is None:
-        if (factor or 8) not in _CHANNELS: raise ValueError(f'factor={factor} was given; choose one of {", ".join(map(str,_CHANNELS))}, or give channels.')
+        if (factor or 8) not in _CHANNELS:
+            raise ValueError(f'factor={factor} was given; choose one of {", ".join(map(str,_CHANNELS))}, or give channels.')
         channels = (128,256,256,512) if kind=='vq' and (factor or 8)==8 else _CHANNELS[factor or 8]
     if factor not in (None, 2**(len(channels)-1)):
-        raise ValueError(f'{len(channels)} widths make latents {2**(len(channels)-1)} times smaller, not factor={factor} times: leave factor out, or give other channels.')
+        raise ValueError(f'{len(channels)} widths make latents {2**(len(channels)-1)} times smaller, not factor={factor} times: '
+                         'leave factor out, or give other channels.')
     n, groups = len(channels), math.gcd(32, min(channels)//2, *channels)  # of two channels at least, or brightness is normalised away
-    args = dict(block_out_channels=tuple(channels), down_block_types=('DownEncoderBlock2D',)*n, up_block_types=('UpDecoderBlock2D',)*n, layers_per_block=layers,
-                latent_channels=latent_channels, norm_num_groups=groups, mid_block_add_attention=attention, sample_size=sample_size)
+    args = dict(block_out_channels=tuple(channels), down_block_types=('DownEncoderBlock2D',)*n, up_block_types=('UpDecoderBlock2D',)*n,
+                layers_per_block=layers, latent_channels=latent_channels, norm_num_groups=groups, mid_block_add_attention=attention,
+                sample_size=sample_size)
     return AutoencoderKL(**args) if kind=='kl' else VQModel(num_vq_embeddings=codebook, vq_embed_dim=latent_channels, **args)
 
-# %% ../nbs/15_vae_training.ipynb #c644f744
+# %% ../nbs/15_vae_training.ipynb #57faa478
 class Diverged(FloatingPointError):
     "A training that blew up"
     def __init__(self, message): super().__init__(message); self.message = message
@@ -203,7 +210,9 @@ class Watch(Callback):
     def __init__(self,
         clip:float=1.,  # Largest norm of the gradient; None for no limit
         times:float=10. # A term of more than so many times its running mean plus one is an explosion
-    ): self.clip, self.times, self.sums, self.usual, self.part, self.within, self.going_on = clip, times, dict(train={}, valid={}), {}, 'train', False, False
+    ):
+        self.clip, self.times, self.sums, self.usual = clip, times, dict(train={}, valid={}), {}
+        self.part, self.within, self.going_on = 'train', False, False
     def before_fit(self): self.within = False
     def before_train(self):  # goes on with its means where a `Checkpoint` goes on within an epoch
         self.part, self.going_on, self.within = 'train', self.within, True
@@ -211,7 +220,8 @@ class Watch(Callback):
     def after_train(self): self.within = False
     def before_validate(self): self.part, self.sums['valid'] = 'valid', {}
     def state_dict(self): return dict(within=self.within, usual=dict(self.usual), train={k: list(v) for k,v in self.sums['train'].items()})
-    def load_state_dict(self, state): self.within, self.usual, self.sums['train'] = state['within'], dict(state['usual']), dict(state['train'])
+    def load_state_dict(self, state):
+        self.within, self.usual, self.sums['train'] = state['within'], dict(state['usual']), dict(state['train'])
 
     def note(self,
         name:str,       # What it is
@@ -235,8 +245,8 @@ class Watch(Callback):
         path = getattr(getattr(self.learn, 'checkpoint', None), 'path', None)
         kept = f'The last good checkpoint, {path.name}, is kept: go on' if path and path.exists() else 'Train'
         was = f'; it was about {usual:.3g}' if math.isfinite(usual) and usual!=abs(value) else ''
-        raise Diverged(f'The training blew up at step {self.learn.reconstruct.steps}: the {name} loss is {value:.3g}{was}. {kept} with a smaller learning rate, '
-                       'a smaller weight of the discriminator, or a later start of it.')
+        raise Diverged(f'The training blew up at step {self.learn.reconstruct.steps}: the {name} loss is {value:.3g}{was}. {kept} '
+                       'with a smaller learning rate, a smaller weight of the discriminator, or a later start of it.')
 
     def before_step(self):
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip or math.inf)
@@ -252,7 +262,7 @@ class Column(Metric):
     @property
     def value(self): return self._get()
 
-# %% ../nbs/15_vae_training.ipynb #11cbd2c2
+# %% ../nbs/15_vae_training.ipynb #04823f99
 class Reconstruct(Callback):
     "The pictures as the target; the reconstruction as the prediction, and the rest of what the model gave as `latent`. Counts the `steps`"
     order = Watch.order+1
@@ -290,7 +300,7 @@ class LPIPSLoss(LossTerm):
         self.watch.note('lpips', d)
         return d
 
-# %% ../nbs/15_vae_training.ipynb #56b3f288
+# %% ../nbs/15_vae_training.ipynb #ef298e55
 class KLLoss(LossTerm):
     "Divergence of the posterior from a standard normal, in nats per value of the picture, so that weights compare with LDM's"
     def term(self):
@@ -299,7 +309,7 @@ class KLLoss(LossTerm):
         self.watch.note('kl', kl/mean.numel())
         return kl/self.yb[0].numel()
 
-# %% ../nbs/15_vae_training.ipynb #4cde47bf
+# %% ../nbs/15_vae_training.ipynb #81e898e3
 def perplexity(
     counts:Tensor # How often each code was used [K]
 ) -> float:       # 1 to K
@@ -312,12 +322,13 @@ class CodebookLoss(LossTerm):
     def __init__(self,
         weight:float=1.,       # Weight of both terms
         commitment:float=.25,  # Weight of the latents' pull to their codes, beside 1 for the codes' to the latents
-        restart:int=0          # Put codes that were idle for so many steps on latents of the batch, and all of them after the first step; 0: never
+        restart:int=0          # Put codes that were idle for so many steps on latents of the batch, and all after the first step; 0: never
     ): super().__init__(weight); self.commitment, self.restart, self.recent, self.counts = commitment, restart, None, {}
     def before_fit(self):
         book = self.model.net.quantize.embedding.weight
         if self.recent is None: self.recent = torch.zeros(len(book), dtype=torch.long)
-        self.recent, self.counts = self.recent.to(book.device), {p: torch.zeros(len(book), dtype=torch.long, device=book.device) for p in ('train','valid')}
+        self.recent = self.recent.to(book.device)
+        self.counts = {p: torch.zeros_like(self.recent) for p in ('train','valid')}
     def before_train(self):
         if not self.watch.going_on: self.counts['train'].zero_()
     def before_validate(self): self.counts['valid'].zero_()
@@ -346,7 +357,7 @@ class CodebookLoss(LossTerm):
         book = self.model.net.quantize.embedding.weight
         self.recent, self.counts['train'] = state['recent'].to(book.device), state['train'].to(book.device)
 
-# %% ../nbs/15_vae_training.ipynb #f9d4c573
+# %% ../nbs/15_vae_training.ipynb #4ab822b5
 class PatchDiscriminator(nn.Module):
     "The PatchGAN of Isola et al. 2017: one logit for each patch, high for real"
     def __init__(self,
@@ -374,7 +385,7 @@ def hinge_loss(
     "The discriminator's loss: 0 where it says more than 1 for real and less than -1 for fake (Lim and Ye 2017), as VQGAN halves it"
     return .5*(F.relu(1-real).mean()+F.relu(1+fake).mean())
 
-# %% ../nbs/15_vae_training.ipynb #8abfd865
+# %% ../nbs/15_vae_training.ipynb #168ae38e
 def adaptive_weight(
     loss:Tensor,            # What the reconstruction is judged by so far
     gan:Tensor,             # The discriminator's term
@@ -386,7 +397,7 @@ def adaptive_weight(
         a, b = (torch.autograd.grad(o, last, retain_graph=True)[0].norm() for o in (loss, gan))
     return (a/(b+1e-4)).clamp(0, max_weight).detach()
 
-# %% ../nbs/15_vae_training.ipynb #f356cfb9
+# %% ../nbs/15_vae_training.ipynb #65b90066
 class PatchGAN(LossTerm):
     "A discriminator, its optimiser and its term, from step `start` on"
     order, run_valid = AutoPrecision.order-1, False
@@ -429,7 +440,7 @@ class PatchGAN(LossTerm):
     def state_dict(self): return dict(disc=self.disc.state_dict(), opt=self.disc_opt.state_dict())
     def load_state_dict(self, state): self.disc.load_state_dict(state['disc']); self.disc_opt.load_state_dict(state['opt'])
 
-# %% ../nbs/15_vae_training.ipynb #8790c838
+# %% ../nbs/15_vae_training.ipynb #08328de1
 class ReconstructionProgress(Callback):
     "Held-out pictures over their reconstructions every so many steps; `.history` keeps [(step, reconstructions)]"
     order, run_valid = 55, False
@@ -455,14 +466,9 @@ class ReconstructionProgress(Callback):
         "Draw the pictures, and a row of reconstructions for each time"
         show_images(torch.cat([self.shown, *[y for _,y in self.history]]), ncol=len(self.shown))
 
-# %% ../nbs/15_vae_training.ipynb #43501994
-class VAELearner(Learner):
+# %% ../nbs/15_vae_training.ipynb #beda24dd
+class VAELearner(AutocastLearner):
     "A fastai `Learner` that trains an autoencoder; made by `vae_learner`"
-    def fit(self, *args, **kwargs):
-        "As fastai's; also leaves autocast when the training ends by an exception or Ctrl-C"
-        try: return super().fit(*args, **kwargs)
-        finally: self.auto_precision._exit()
-
     @property
     def ema_model(self):
         "The model with the moving average of the weights, if there is one"
@@ -489,7 +495,7 @@ class VAELearner(Learner):
         folder,          # Where config.json and the weights go; made if it isn't there
         half:bool=False  # Save the weights in float16: half the size, and no visible difference
     ) -> LatentCodec:    # What was written, opened again
-        "Save the averaged weights as a diffusers folder. `scaling_factor` becomes 1/std of the held-out pictures' latents (LDM, section 4.3.2)"
+        "Save the averaged weights as a diffusers folder; its `scaling_factor` is 1/std of held-out pictures' latents (LDM, section 4.3.2)"
         codec = self.codec
         ds = self.dls.valid_ds
         x = to_tensor([ds.square(int(k)) for k in np.linspace(0, len(ds)-1, min(256, len(ds))).round()])
@@ -501,7 +507,8 @@ class VAELearner(Learner):
     def save(self, file, **kwargs):
         "As fastai's, and the callbacks' state beside it: discriminator, moving average, steps"
         path = super().save(file, **kwargs)
-        torch.save({cb.name: cb.state_dict() for cb in self.cbs if hasattr(type(cb), 'state_dict') and getattr(cb, 'average', 0) is not None}, self._beside(path))
+        cbs = [cb for cb in self.cbs if hasattr(type(cb), 'state_dict') and getattr(cb, 'average', 0) is not None]
+        torch.save({cb.name: cb.state_dict() for cb in cbs}, self._beside(path))
         return path
     def load(self, file, **kwargs):
         "As fastai's, with the callbacks' state if there is one"
@@ -518,9 +525,11 @@ class VAELearner(Learner):
         x = next(iter(self.dls.valid))[0][:max_n].cpu()
         show_images(torch.cat([x, self.reconstruct_pictures(x)]), ncol=len(x))
 
-# %% ../nbs/15_vae_training.ipynb #cc0a3500
-_SIZES = {None: dict(channels=None, layers=2, attention=True, codebook=16384, kl_weight=1e-6, restart=0, disc_start=50_000, disc_channels=64),
-          'tiny': dict(channels=(16,48,96,120), layers=1, attention=False, codebook=1024, kl_weight=.05, restart=100, disc_start=2000, disc_channels=32)}
+# %% ../nbs/15_vae_training.ipynb #1e86c8c5
+_SIZES = {None: dict(channels=None, layers=2, attention=True, codebook=16384, kl_weight=1e-6, restart=0, disc_start=50_000,
+                     disc_channels=64),
+          'tiny': dict(channels=(16,48,96,120), layers=1, attention=False, codebook=1024, kl_weight=.05, restart=100, disc_start=2000,
+                       disc_channels=32)}
 
 def vae_learner(
     dls,                     # What `picture_dls` gave
@@ -550,41 +559,47 @@ def vae_learner(
     precision='auto',        # Number format: 'auto' picks the device's fastest that is safe; None for float32
     clip:float=1.,           # Largest norm of the gradient
     seed:int=None,           # One run's seed: weights, order, squares, noise
-    opt_func=partial(OptimWrapper, opt=partial(torch.optim.Adam, betas=(.5,.9), fused=True)), # Any fastai optimiser; LDM's. Its learning rate: 4.5e-6 times the batch size
+    opt_func=partial(OptimWrapper, opt=partial(torch.optim.Adam, betas=(.5,.9), fused=True)), # Any; LDM's, whose lr is 4.5e-6*bs
     cbs=None,                # Further callbacks
     **kwargs                 # Passed to `Learner`
 ) -> VAELearner:
-    "A `Learner` that trains an autoencoder (Esser et al. 2021, Rombach et al. 2022); raises `ValueError` where data and arguments don't belong together"
+    "A `Learner` that trains an autoencoder (Esser et al. 2021, Rombach et al. 2022); raises `ValueError` for what doesn't belong together"
     if size not in _SIZES: raise ValueError(f"There is no size {size!r}: give 'tiny', or None for LDM's.")
-    given = dict(channels=channels, layers=layers, attention=attention, codebook=codebook, kl_weight=kl_weight, restart=restart, disc_start=disc_start, disc_channels=disc_channels)
+    given = dict(channels=channels, layers=layers, attention=attention, codebook=codebook, kl_weight=kl_weight, restart=restart,
+                 disc_start=disc_start, disc_channels=disc_channels)
     o = {k: _SIZES[size][k] if v is None else v for k,v in given.items()}
     if seed is not None: set_seed(seed)
     pixels = dls.train_ds.size
-    if model is None: model = make_autoencoder(kind, o['channels'], o['layers'], factor, latent_channels, o['attention'], o['codebook'], pixels)
-    if not isinstance(model, (AutoencoderKL, VQModel)): raise ValueError(f'vae_learner trains AutoencoderKL and VQModel; this is {type(model).__name__}.')
+    if model is None:
+        model = make_autoencoder(kind, o['channels'], o['layers'], factor, latent_channels, o['attention'], o['codebook'], pixels)
+    if not isinstance(model, (AutoencoderKL, VQModel)):
+        raise ValueError(f'vae_learner trains AutoencoderKL and VQModel; this is {type(model).__name__}.')
     vq, down = isinstance(model, VQModel), 2**(len(model.config.block_out_channels)-1)
-    if pixels%down: raise ValueError(f'The pictures are {pixels} pixels wide and the latents {down} times smaller: make the DataLoaders with a size that is a multiple of {down}.')
+    if pixels%down: raise ValueError(f'The pictures are {pixels} pixels wide and the latents {down} times smaller: '
+                                     f'make the DataLoaders with a size that is a multiple of {down}.')
     watch = Watch(clip)
     shown = [Column('psnr', partial(watch.mean, 'psnr', 'valid'))]
     added = [watch, Reconstruct(), AutoPrecision(precision)]
     if lpips is not None: added.append(LPIPSLoss(lpips, lpips_weight)); shown.append(Column('lpips', partial(watch.mean, 'lpips', 'valid')))
     if vq:
         added.append(book := CodebookLoss(codebook_weight, commitment, o['restart']))
-        shown += [Column('codebook', partial(watch.mean, 'codebook', 'valid')), Column('perplexity', lambda: perplexity(book.counts['valid'])), Column('dead_codes', lambda: book.dead)]
+        shown += [Column('codebook', partial(watch.mean, 'codebook', 'valid')),
+                  Column('perplexity', lambda: perplexity(book.counts['valid'])), Column('dead_codes', lambda: book.dead)]
     else:
         added.append(KLLoss(o['kl_weight']))
         shown += [Column('kl', partial(watch.mean, 'kl', 'valid')), Column('kl_weight', lambda: float(o['kl_weight']))]
     if disc_weight is None: disc_weight = .75 if vq else .5
     if disc_weight:
         added.append(PatchGAN(PatchDiscriminator(o['disc_channels'], disc_layers), disc_weight, o['disc_start'], max_weight))
-        shown += [Column(n, partial(watch.mean, k, 'train')) for n,k in (('gan','gan'), ('disc','discriminator'), ('gan_weight','gan weight'))]
+        names = (('gan','gan'), ('disc','discriminator'), ('gan_weight','gan weight'))
+        shown += [Column(n, partial(watch.mean, k, 'train')) for n,k in names]
     if ema: added.append(EMA(ema))
     if seed is not None: added.append(EpochSeed(seed))
     def pixel_loss(pred, x): return l1*F.l1_loss(pred, x) + l2*F.mse_loss(pred, x)
     return VAELearner(dls, (VQAutoencoder if vq else KLAutoencoder)(model), loss_func=pixel_loss, opt_func=opt_func, metrics=shown,
                       cbs=[*added, *listify(cbs)], **{'train_bn': False, **kwargs})
 
-# %% ../nbs/15_vae_training.ipynb #766e5b4f
+# %% ../nbs/15_vae_training.ipynb #73a099b2
 @torch.inference_mode()
 def evaluate_codec(
     codec:LatentCodec, # What to judge
