@@ -98,6 +98,18 @@ def test_bad_input_costs_one_line(work, model, tmp_path):
         (('sample', model, tmp_path/'x.png', '--steps', 0),            'steps'),
         (('sample', model, tmp_path/'x.txt'),                          'picture file'),
         (('sample', model, tmp_path/'x.png', '--size', 33),            'multiple of 8'),
+        (('sample', model, tmp_path/'x.png', '--strength', .5),        '--init'),
+        (('sample', model, tmp_path/'x.png', '--init', clf/'config.json'), 'no picture'),
+        (('sample', model, tmp_path/'x.png', '--video', tmp_path/'x.mp4'), '.webp'),
+        (('sample', model, tmp_path/'x.png', '--sampler', 'magic'),    'ddim'),
+        (('sample', model, tmp_path/'x.png', '--class', 'red cube'),   'without conditions'),
+        (('sample', model, tmp_path/'x.png', '--prompt', 'a dog'),     'prompt'),
+        (('train', store, tmp_path/'m', '--cond', 'text'),             'captions'),
+        (('train', store, tmp_path/'m', '--prompts', clf/'config.json'), '--cond'),
+        (('play', model, '--port', 0),                                 '--port'),
+        (('train-vae', empty, tmp_path/'c'),                           'no pictures'),
+        (('train-vae', work/'scenes', tmp_path/'c', '--epochs', 0),    '--epochs'),
+        (('train-vae', work/'scenes', tmp_path/'c', '--size', 30),     'multiple'),
         (('demo', '--out', other),                                     'something else'),
         (('demo', '--out', tmp_path/'d', '--minutes', -3),             'minutes')]:
         line = one_line_error(*args)
@@ -129,13 +141,45 @@ def test_a_model_and_a_store_of_different_autoencoders_are_told_apart(work, mode
     assert 'AutoencoderKL-' in one_line_error('evaluate', model, tmp_path/'store', '--features', work/'clf', '-n', 8)
     assert 'AutoencoderKL-' in one_line_error('train', tmp_path/'store', tmp_path/'m', '--perceptual', work/'clf', *TRAIN)
 
+@pytest.mark.parametrize('kind', ['kl', 'vq'])
+def test_an_autoencoder_of_ones_own_encodes(work, tmp_path, kind):
+    args = ['train-vae', work/'scenes', tmp_path/'vae', '--kind', kind, '--size', 32, '--epochs', 2, '--per-epoch', 64, '--batch-size', 16, '--disc-start', 4,
+            '--lpips', 'none', '--sample-every', 4]
+    assert 'dB on 20 held-out pictures' in latentfast(*args).stdout and len(list((tmp_path/'vae'/'progress').iterdir()))==2
+    latentfast('encode', work/'scenes', tmp_path/'store', '--size', 32, '--codec', tmp_path/'vae')
+    assert str(tmp_path/'vae') in latentfast('info', tmp_path/'store').stdout
+    assert 'trained already' in latentfast(*args).stdout and 'other arguments' in one_line_error(*args, '--lr', .1)
+
+def test_a_distance_of_ones_own_trains_an_autoencoder(work, tmp_path):
+    args = ['--net', 'tiny', '--size', 32, '--triplets', 60, '--epochs', 1]
+    assert 'of the time' in latentfast('train-lpips', work/'scenes', tmp_path/'distance', *args).stdout
+    latentfast('train-vae', work/'scenes', tmp_path/'vae', '--lpips', tmp_path/'distance', '--size', 32, '--epochs', 1, '--per-epoch', 32, '--batch-size', 16)
+    assert (tmp_path/'vae'/'config.json').exists()
+
+def test_a_class_and_a_prompt_are_drawn(work, tmp_path):
+    latentfast('train', work/'store', tmp_path/'by-class', '--cond', 'class', '--sample-every', 3, *TRAIN)
+    latentfast('encode', work/'scenes', tmp_path/'store', '--size', 32, '--captions', work/'scenes'/'scenes.jsonl')
+    (tmp_path/'prompts.txt').write_text('a small red cube\na large blue cone\n')
+    latentfast('train', tmp_path/'store', tmp_path/'by-text', '--cond', 'text', '--prompts', tmp_path/'prompts.txt', *TRAIN)
+    assert (tmp_path/'by-text'/'progress'/'strip.png').exists()
+    for args in (('by-class','--class','red cube'), ('by-text','--prompt','a small red cube','--prompt','a large cone','--negative-prompt','a sphere')):
+        latentfast('sample', tmp_path/args[0], tmp_path/'grid.png', '-n', 4, '--steps', 3, *args[1:])
+        with Image.open(tmp_path/'grid.png') as im: assert np.asarray(im).std() > 2
+    assert 'red cube' in one_line_error('sample', tmp_path/'by-class', tmp_path/'x.png', '--class', 'red dog')
+    assert '-n 1' in one_line_error('sample', tmp_path/'by-text', tmp_path/'x.png', '-n', 1, '--prompts', tmp_path/'prompts.txt')
+
+def test_figures_for_scripts(work):
+    assert json.loads(latentfast('info', work/'store', '--json').stdout)['counts']=={'train': 180, 'valid': 20}
+    assert json.loads(latentfast('verify', work/'store', '--json').stdout)['problems']==[]
+
 def test_the_installed_command_ends_a_mistake_with_status_2():
     r = subprocess.run([*RUN, 'info', 'nowhere'], capture_output=True, text=True, env=ENV)
     assert r.returncode==2 and r.stdout=='' and r.stderr.count('\n')==1 and 'nowhere' in r.stderr
 
 def test_every_command_explains_itself_with_defaults():
     top = latentfast('--help').stdout
+    assert latentfast().stdout==top
     commands = re.findall(r'^    ([a-z][a-z-]+)(?: |$)', top, flags=re.M)
-    assert {'demo','encode','info','verify','train-classifier','train','sample','evaluate'} <= set(commands)
+    assert {'demo','encode','info','verify','train-vae','train-lpips','train-classifier','train','sample','evaluate'} <= set(commands)
     for c in commands: assert 'usage: latentfast '+c in latentfast(c, '--help').stdout
-    assert '(default: 50)' in latentfast('sample', '--help').stdout
+    assert '(default: 64)' in latentfast('sample', '--help').stdout
