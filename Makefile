@@ -16,9 +16,10 @@ demo: install          ## the whole path on rendered scenes; ends with demo/repo
 
 test: install          ## notebooks, then pytest
 	OMP_NUM_THREADS=1 $(B)/nbdev-test --n-workers 2
-	OMP_NUM_THREADS=1 $(B)/pytest -q tests -m 'not slow'
+	OMP_NUM_THREADS=1 $(B)/pytest -q -n 2 --dist loadfile tests -m 'not slow'
 
-test-slow: install     ## also what takes minutes
+test-slow: install     ## also what takes minutes, and what needs transformers (which makes diffusers slower to import)
+	$(B)/pip install --quiet --editable '.[text,minilm]'
 	$(B)/nbdev-test --n-workers 1 --flags slow
 	$(B)/pytest -q tests
 
