@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'GOES_ON', 'SEED', 'STORE', 'BATCH', 'JSON', 'VALID', 'CYCLE', 'arg', 'command', 'parser', 'main']
 
-# %% ../nbs/17_cli.ipynb #5dfadc99
+# %% ../nbs/17_cli.ipynb #b591c26a
 import argparse, json, os, sys, warnings
 from pathlib import Path
 import latentfast
 
-# %% ../nbs/17_cli.ipynb #cdfbb83e
+# %% ../nbs/17_cli.ipynb #1fbba55b
 COMMANDS = {}
 
 def arg(*names, **kwargs): return names, kwargs
@@ -33,7 +33,7 @@ JSON = arg('--json', action='store_true', help='print JSON, for scripts')
 VALID = arg('--valid-pct', type=float, default=.1, help='share held out for validation where the source has no split of its own')
 CYCLE = 'largest learning rate of the one-cycle schedule'
 
-# %% ../nbs/17_cli.ipynb #95fd76a2
+# %% ../nbs/17_cli.ipynb #d7ffab2f
 @command('From pictures to generated pictures and a report in a few minutes.',
     arg('--out', default='demo', help='folder for everything that is made'),
     arg('--minutes', type=float, default=8., help='scales the work; about how long two CPU cores take'),
@@ -46,7 +46,7 @@ def _demo(a):
     from latentfast.demo import demo
     demo(a.out, minutes=a.minutes, size=a.size, data=a.data, compare=a.compare, seed=a.seed, weight=a.weight, unet=a.unet)
 
-# %% ../nbs/17_cli.ipynb #d743ff9f
+# %% ../nbs/17_cli.ipynb #8ac92f99
 @command(f'Encode a folder of pictures into a store of latents. {GOES_ON}',
     arg('src', help='pictures: folders named by class, below train and valid if you like; a flat folder; ImageNet as it is unpacked; a .csv or .tsv '
         'of file, label or caption; WebDataset .tar shards; parquet as img2dataset writes it; a saved datasets folder, or hf:NAME; '
@@ -79,7 +79,7 @@ def _encode(a):
     about = store_text(store, a.text_encoder).about
     print(f'{about["captions"]:,} different captions, read by {about["name"]}: {2e-6*about["rows"]*about["dim"]:,.1f} MB')
 
-# %% ../nbs/17_cli.ipynb #541d8288
+# %% ../nbs/17_cli.ipynb #7b3b96fc
 @command('Show what is in a store.', STORE, arg('--show', metavar='PNG', help='also write the first pictures, decoded, to this file'), JSON)
 def _info(a):
     from latentfast.store import LatentStore
@@ -99,7 +99,7 @@ def _verify(a):
     if problems: raise ValueError(f'{a.store} has {len(problems)} problem{"s"*(len(problems)>1)}: '+'; '.join(problems))
     if not a.json: print(f'{a.store}: all shards are whole'+(' (sizes and headers only)' if a.quick else ', every checksum fits'))
 
-# %% ../nbs/17_cli.ipynb #60685ce1
+# %% ../nbs/17_cli.ipynb #341b79a6
 def _claim(out, command, settings):
     "Make folder `out` for `command`, or go on in it; gives whether its work is finished already"
     out, note = Path(out), Path(out)/'training.json'
@@ -136,7 +136,7 @@ def _fit(a, learn, settings, lr, cbs=(), **kwargs):
 
 def _settings(a, names, **more): return dict({k: getattr(a, k) for k in names.split()}, **more)
 
-# %% ../nbs/17_cli.ipynb #8fe47b4f
+# %% ../nbs/17_cli.ipynb #ed20b42c
 @command(f'Train an autoencoder on your own pictures, as a diffusers folder that encode takes as --codec. {GOES_ON}',
     arg('src', help='pictures, as for encode'), arg('out', help='folder for the autoencoder'),
     arg('--kind', default='kl', choices=['kl','vq'], help='AutoencoderKL or VQModel'),
@@ -178,7 +178,7 @@ def _train_vae(a):
     print(f'{out}: PSNR {results["psnr"]:.1f} dB on {len(dls.valid_ds):,} held-out pictures. Pictures on the way: {out/"progress"}. '
           f'Next: latentfast encode SRC STORE --codec {out}')
 
-# %% ../nbs/17_cli.ipynb #b760fcb7
+# %% ../nbs/17_cli.ipynb #6d7f8d9a
 @command(f'Train a perceptual distance on the choices of people (BAPPS), or on made pairs of distortions. {GOES_ON}',
     arg('src', help='the folder of the BAPPS data set; or a folder of pictures, from which pairs with a known answer are made'),
     arg('out', help='folder for the distance'),
@@ -210,7 +210,7 @@ def _train_lpips(a):
     _finish(out, results=scores)
     print(bapps_table(scores) if real else f'{out}: tells the weaker of two known distortions of held-out pictures {scores["made"]:.1%} of the time')
 
-# %% ../nbs/17_cli.ipynb #9ec50ca8
+# %% ../nbs/17_cli.ipynb #0585c209
 @command(f'Train a classifier on the latents of a store, for the perceptual loss and for judging. {GOES_ON}',
     arg('store', help='a store with classes'), arg('out', help='folder for the classifier'),
     arg('--epochs', type=int, default=10, help='times through the training pictures'),
@@ -230,7 +230,7 @@ def _train_classifier(a):
     _finish(a.out, results=results)
     print(f'{a.out}: accuracy {results["accuracy"]:.1%} on {len(store.valid):,} held-out pictures, {len(store.classes)} classes')
 
-# %% ../nbs/17_cli.ipynb #33639f41
+# %% ../nbs/17_cli.ipynb #08fbeab3
 def _prompts(path):
     "The texts of a file, one a line"
     try: texts = [l.strip() for l in Path(path).read_text(encoding='utf-8').splitlines() if l.strip()]
@@ -241,7 +241,7 @@ def _prompts(path):
 
 def _share(texts, n): return [texts[i*len(texts)//n] for i in range(n)]  # n pictures shared out over the texts
 
-# %% ../nbs/17_cli.ipynb #e6de1ae1
+# %% ../nbs/17_cli.ipynb #e5b3fa74
 @command(f'Train a diffusion model on the latents of a store. {GOES_ON}', STORE, arg('out', help='folder for the model'),
     arg('--epochs', type=int, default=20, help='times through the training pictures'),
     arg('--batch-size', type=int, default=64, help='latents in a batch'),
@@ -283,7 +283,7 @@ def _train(a):
     _finish(out, results=results)
     print(f'{out}: trained {a.epochs} epochs. Pictures: {out/"samples.png"}; while it trained: {out/"progress"}')
 
-# %% ../nbs/17_cli.ipynb #0d49ffa2
+# %% ../nbs/17_cli.ipynb #807c200b
 def _file(path, what, *endings):
     path = Path(path)
     if path.suffix.lower() not in endings:
@@ -366,7 +366,7 @@ def _sample(a):
     if a.video: print(f'the way there: {save_animation(a.video, steps, pipe.decode)}')
     if a.strip: show_steps([s[:8] for s in steps], pipe.decode).save(a.strip); print(f'the way there: {a.strip}')
 
-# %% ../nbs/17_cli.ipynb #d4dad44e
+# %% ../nbs/17_cli.ipynb #f133cd2f
 @command('Score models against the pictures of a store, side by side: FID, KID, precision, recall, density and coverage.',
     arg('model', nargs='+', help='models made by train, or folders of pictures that another library sampled'), STORE,
     arg('--features', nargs='+', default=['latents'], metavar='F', help="latents (averaged to 8x8), a classifier's folder, timm:NAME or inception, "
@@ -386,7 +386,7 @@ def _evaluate(a):
     print('\n\n'.join(f'{s["name"]}\n{score_text(s)}' for s in scores))
     if a.out: print(f'\npictures and tables: {a.out}')
 
-# %% ../nbs/17_cli.ipynb #e969835f
+# %% ../nbs/17_cli.ipynb #275f2ee8
 @command('Try a model on a page in the browser. Ctrl-C ends it.',
     arg('model', help='a model made by train, or a hub id'),
     arg('--classifier', metavar='CLF', help='a classifier made by train-classifier, that steers a model that was trained without classes'),
@@ -398,7 +398,7 @@ def _play(a):
     if a.port is not None and not 1<=a.port<=65535: raise ValueError(f'--port {a.port}: give a number from 1 to 65535.')
     play(a.model, a.classifier, host=a.host, port=a.port, browser=a.browser)
 
-# %% ../nbs/17_cli.ipynb #037cfdfc
+# %% ../nbs/17_cli.ipynb #fc2af930
 def parser():
     "The `latentfast` command's parser"
     class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter): pass
@@ -411,7 +411,7 @@ def parser():
         for names,kwargs in args: p.add_argument(*names, **kwargs)
     return top
 
-# %% ../nbs/17_cli.ipynb #379cfc69
+# %% ../nbs/17_cli.ipynb #4f890a3e
 def main(
     argv=None # Arguments; the command line's if not given
 ) -> int:     # Exit status

@@ -7,7 +7,7 @@ __all__ = ['no_condition', 'ConditionDropout', 'ClassCondition', 'class_numbers'
            'WordCondition', 'TextEncoder', 'store_text', 'TextCondition', 'known_encoder', 'PictureCondition',
            'conditions', 'describe', 'SceneReader', 'caption_solids', 'prompts_right', 'train_reader']
 
-# %% ../nbs/07_conditioning.ipynb #6968fd3c
+# %% ../nbs/07_conditioning.ipynb #05d70ac6
 import hashlib, json, re, warnings
 from collections import Counter
 from functools import cached_property
@@ -20,7 +20,7 @@ from .autoencoder import BUNDLED
 from .scenes import COLOURS, SHAPES
 from .store import LatentDataset, LatentStore, replacing
 
-# %% ../nbs/07_conditioning.ipynb #2a83292b
+# %% ../nbs/07_conditioning.ipynb #74076bb9
 def no_condition(
     cond:dict,        # A condition: a dict of tensors [B,...]
     where:Tensor=None # bool [B]: only in these rows; in all if not given
@@ -31,7 +31,7 @@ def no_condition(
         return none if where is None else torch.where(where.to(v.device).view(-1, *[1]*(v.ndim-1)), none, v)
     return {k: nothing(k, v) for k,v in cond.items()}
 
-# %% ../nbs/07_conditioning.ipynb #d086776f
+# %% ../nbs/07_conditioning.ipynb #5a691794
 class ConditionDropout(Callback):
     "Take the condition of a random share of each training batch away"
     order, run_valid = 6, False  # after Noising has put it beside the latents
@@ -47,7 +47,7 @@ class ConditionDropout(Callback):
         drop = torch.rand(b*n)[r*b:(r+1)*b]<self.p
         self.learn.xb = (*self.xb[:2], no_condition(self.xb[2], drop))
 
-# %% ../nbs/07_conditioning.ipynb #9eccdaf5
+# %% ../nbs/07_conditioning.ipynb #f560e4e5
 class ClassCondition:
     "The class of each picture, as `label` int64 [B]; ValueError for a store without classes"
     def __init__(self,
@@ -79,7 +79,7 @@ def class_numbers(
     if len(labels) not in (1,n): raise ValueError(f'{len(labels)} classes were given for {n} pictures: give one, or one a picture.')
     return torch.tensor(numbers)
 
-# %% ../nbs/07_conditioning.ipynb #cf78ca59
+# %% ../nbs/07_conditioning.ipynb #0bbba71b
 _WORD = re.compile(r'\w+|[^\w\s]')
 def _split(text): return _WORD.findall((text or '').lower())
 
@@ -120,7 +120,7 @@ class CaptionTokenizer:
 def _warn_cut(text, cut, length):
     warnings.warn(f'The prompt {text[:60]!r}... is longer than the {length} words or pieces that the text encoder takes. This was cut off: {cut!r}.')
 
-# %% ../nbs/07_conditioning.ipynb #48d4c0e0
+# %% ../nbs/07_conditioning.ipynb #360319d2
 class CaptionEncoder(nn.Module):
     "A small transformer over words, to be trained with the U-Net that it is part of"
     def __init__(self,
@@ -144,7 +144,7 @@ class CaptionEncoder(nn.Module):
         with torch.autocast(tokens.device.type, enabled=False):
             return self.layers(self.emb(tokens)+self.pos[:tokens.shape[1]], src_key_padding_mask=hidden),mask
 
-# %% ../nbs/07_conditioning.ipynb #169ecb3f
+# %% ../nbs/07_conditioning.ipynb #b697b7c7
 def _captions(store, split):
     "The captions of a split, '' where there is none. ValueError if there are none at all"
     ds = LatentDataset(store, split)
@@ -176,7 +176,7 @@ class WordCondition:
         if dataset.split not in self.tables: self.tables[dataset.split] = self.tokenizer(_captions(self.store, dataset.split)).short()
         return dict(tokens=self.tables[dataset.split][np.asarray(rows)].long())
 
-# %% ../nbs/07_conditioning.ipynb #5da91608
+# %% ../nbs/07_conditioning.ipynb #61cdb32f
 def _encoder_folder(name):
     "Where an encoder is to be had: 'minilm' is inside a package"
     if str(name)!='minilm': return name
@@ -245,7 +245,7 @@ class TextEncoder:
         mask = b['attention_mask'].bool().cpu() & torch.tensor([bool(t.strip()) for t in texts])[:,None]
         return states.float().cpu(),mask
 
-# %% ../nbs/07_conditioning.ipynb #ece21a37
+# %% ../nbs/07_conditioning.ipynb #7ceb9ed2
 def _shards(store): return [s['checksum'] for s in store.index['shards']]
 
 def store_text(
@@ -333,7 +333,7 @@ def known_encoder(
         raise ValueError(f"The captions were read by {about['fingerprint']}; what is now found as {about['name']} is {encoder.fingerprint}: put back the one it was.")
     return encoder
 
-# %% ../nbs/07_conditioning.ipynb #278444d6
+# %% ../nbs/07_conditioning.ipynb #f371cb13
 class PictureCondition:
     "Normalised latents of the pictures in another store that have the same keys, as `picture` [B,C,h,w]; ValueError if one has no such picture"
     def __init__(self,
@@ -368,7 +368,7 @@ class PictureCondition:
             if (here := where[:,0]==k).any(): z[torch.from_numpy(here)] = d.__getitems__(where[here,1])[0].float()
         return dict(picture=self.other.normalizer.normalize(z))
 
-# %% ../nbs/07_conditioning.ipynb #e0b26aac
+# %% ../nbs/07_conditioning.ipynb #054fbe30
 def conditions(
     store,  # A `LatentStore`
     cond    # None, 'class', 'text', a second store or its folder, a condition made before, or a list of such
@@ -383,7 +383,7 @@ def conditions(
     if isinstance(cond, LatentStore) or isinstance(cond, (str,Path)) and Path(cond).is_dir(): return [PictureCondition(store, cond)]
     raise ValueError(f"cond={str(cond)!r}: give 'class', 'text', or a second store with the pictures that are the condition.")
 
-# %% ../nbs/07_conditioning.ipynb #51c15608
+# %% ../nbs/07_conditioning.ipynb #9d45bbce
 def describe(
     unet,                 # A `LatentUNet`
     n:int,                # How many pictures
@@ -435,7 +435,7 @@ def _read(unet, texts, encoder):
     text,mask = encoder()(texts)
     return dict(text=text, mask=mask)
 
-# %% ../nbs/07_conditioning.ipynb #d5680c9a
+# %% ../nbs/07_conditioning.ipynb #1d00d363
 class SceneReader(nn.Module):
     "Which solids a picture of `scenes` shows: for each colour no solid, or its shape"
     def __init__(self,
@@ -468,7 +468,7 @@ class SceneReader(nn.Module):
         reader = cls(); reader.load_state_dict({k: v.float() if v.is_floating_point() else v for k,v in load_file(BUNDLED/'reader'/'reader.safetensors').items()})
         return reader.eval().requires_grad_(False)
 
-# %% ../nbs/07_conditioning.ipynb #07d91ae3
+# %% ../nbs/07_conditioning.ipynb #8a96a37e
 _SOLID = re.compile(rf'\b({"|".join(COLOURS)}) ({"|".join(SHAPES)})\b')
 
 def caption_solids(
@@ -489,7 +489,7 @@ def prompts_right(
     right = dict(count=lambda a, b: len(a)==len(b), colour=lambda a, b: set(a)==set(b), shape=lambda a, b: sorted(a.values())==sorted(b.values()), all=lambda a, b: a==b)
     return {k: float(np.mean([f(*p) for p in pairs])) for k,f in right.items()}
 
-# %% ../nbs/07_conditioning.ipynb #90c5ebf7
+# %% ../nbs/07_conditioning.ipynb #88a21cf8
 def train_reader(
     x:Tensor,        # Decoded pictures uint8 [n,3,64,64]
     captions,        # Their captions

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NormalizeLatents', 'LatentDL', 'LatentDataLoaders', 'latent_dls']
 
-# %% ../nbs/04_data.ipynb #bf9a3a8a
+# %% ../nbs/04_data.ipynb #ddbf99ef
 import random, warnings
 from functools import cached_property
 from itertools import islice
@@ -18,14 +18,14 @@ from .autoencoder import LatentCodec, show_images
 from .conditioning import conditions
 from .store import LatentDataset, LatentStore
 
-# %% ../nbs/04_data.ipynb #7757f2ec
+# %% ../nbs/04_data.ipynb #8a4afc47
 class NormalizeLatents(ItemTransform):
     "Batch transform `(z, y)` to `(normalised z, y)`; `decode` takes it back"
     def __init__(self, normalizer): self.normalizer = normalizer
     def encodes(self, b): return (self.normalizer.normalize(b[0]), *b[1:])
     def decodes(self, b): return (self.normalizer.denormalize(b[0]), *b[1:])
 
-# %% ../nbs/04_data.ipynb #89c6bc66
+# %% ../nbs/04_data.ipynb #b8cfe6f7
 class LatentDL(TfmdDL):
     "A fastai `DataLoader` over a `LatentDataset` that gathers whole batches"
     def __init__(self,
@@ -79,7 +79,7 @@ class LatentDL(TfmdDL):
         titles = [f'{t}\n{p}' for t,p in zip(self._titles(b[1][:max_n]), self._titles(preds[:max_n]))]
         show_images(self.pictures(b, max_n), ncol=ncol, titles=titles)
 
-# %% ../nbs/04_data.ipynb #49a7714d
+# %% ../nbs/04_data.ipynb #2b00f4de
 class LatentDataLoaders(DataLoaders):
     "fastai `DataLoaders` that know their `store`, `normalizer`, `classes`, conditions (`conds`) and, when first asked, their `codec`"
     def __init__(self, *loaders, store, **kwargs):
@@ -95,12 +95,12 @@ class LatentDataLoaders(DataLoaders):
         self.store.check_codec(codec)
         return codec
 
-# %% ../nbs/04_data.ipynb #7917c5e4
+# %% ../nbs/04_data.ipynb #87aedf67
 LatentDL.codec = property(lambda self: self.owner.codec)
 LatentDL.classes = property(lambda self: self.dataset.store.classes)
 LatentDL.vocab = property(lambda self: self.owner.vocab)
 
-# %% ../nbs/04_data.ipynb #cd92b2fa
+# %% ../nbs/04_data.ipynb #a5eda59a
 def latent_dls(
     store,              # A `LatentStore` or its folder
     bs:int=64,          # Latents in a batch

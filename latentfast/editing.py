@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['latent_mask', 'slerp', 'ddim_invert', 'variations']
 
-# %% ../nbs/10b_editing.ipynb #b4686379
+# %% ../nbs/10b_editing.ipynb #b9a0ef4d
 import numpy as np, torch, torch.nn.functional as F
 from torch import Tensor
 from .sampling import initial_noise, predict, timesteps
 from .schedule import abar, timestep_to_t, to_eps
 
-# %% ../nbs/10b_editing.ipynb #f59063d0
+# %% ../nbs/10b_editing.ipynb #66d295b4
 def latent_mask(
-    mask,           # 1 (or True, or white) where something new is made: a picture or array [H,W], or a tensor [H,W] or [B,1,H,W]; uint8 up to 255
+    mask,           # 1, True or white where something new is made: a picture, array [H,W], or tensor [H,W] or [B,1,H,W]; uint8 up to 255
     factor:int=8    # How many times smaller the latents are: the codec's `factor`
 ) -> Tensor:        # [1,1,h,w] or [B,1,h,w] float32 in [0,1]
     "A mask of pixels as one of latents: new wherever any of their pixels is. ValueError for a size that doesn't fit"
@@ -21,10 +21,11 @@ def latent_mask(
     m = m.float()/255 if m.dtype==torch.uint8 else m.float()
     if m.ndim==2: m = m[None,None]
     if m.ndim!=4 or m.shape[1]!=1 or m.shape[2]%factor or m.shape[3]%factor or m.min()<0 or m.max()>1:
-        raise ValueError(f'A mask [H,W] with values 0 to 1 and sides that are multiples of {factor} is wanted; this is {list(m.shape)}, {m.min():.3g} to {m.max():.3g}.')
+        raise ValueError(f'A mask [H,W] with values 0 to 1 and sides that are multiples of {factor} is wanted; '
+                         f'this is {list(m.shape)}, {m.min():.3g} to {m.max():.3g}.')
     return F.max_pool2d(m, factor)
 
-# %% ../nbs/10b_editing.ipynb #65f107cc
+# %% ../nbs/10b_editing.ipynb #97cb259a
 def slerp(
     a:Tensor,  # Noise [B,C,h,w], or of one sample, in any other number of dimensions
     b:Tensor,  # Noise of the same shape
@@ -40,7 +41,7 @@ def slerp(
     if (angle<1e-4).all(): return torch.lerp(a, b, t)
     return (((1-t)*angle).sin()*a + (t*angle).sin()*b)/angle.sin().clamp(min=1e-6)
 
-# %% ../nbs/10b_editing.ipynb #3a64a133
+# %% ../nbs/10b_editing.ipynb #6d0bf5db
 @torch.no_grad()
 def ddim_invert(
     model,                 # Anything that `predict` can ask
@@ -64,7 +65,7 @@ def ddim_invert(
         x, here = y, there
     return x
 
-# %% ../nbs/10b_editing.ipynb #3a0cc0b6
+# %% ../nbs/10b_editing.ipynb #76067282
 def variations(
     noise:Tensor,      # Noise of one sample [C,h,w], from `initial_noise` or `ddim_invert`
     n:int,             # How many

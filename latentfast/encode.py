@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['encode']
 
-# %% ../nbs/03_encode.ipynb #42c18d19
+# %% ../nbs/03_encode.ipynb #35fdb837
 import errno, json, logging, os, socket, warnings
 from copy import copy
 from collections import deque, namedtuple
@@ -19,7 +19,7 @@ from .autoencoder import LatentCodec, fast_dtype
 from .sources import find_pictures, load_picture
 from .store import LatentQuantizer, LatentStore, fetch_store, is_url, read_index, replacing, shard_record, write_index, write_shard, _open_shard, _shard_problem
 
-# %% ../nbs/03_encode.ipynb #c76bb65a
+# %% ../nbs/03_encode.ipynb #c7151f29
 @torch.inference_mode()
 def _encode_batch(codec, pictures, dtype, flip=False, moments=False):
     "A list of uint8 pictures to columns of float16 latents on the codec's device"
@@ -39,7 +39,7 @@ def _encode_fitting(codec, pictures, *args):
     a, b = (_encode_fitting(codec, ps, *args) for ps in (pictures[:n], pictures[n:]))
     return {k: torch.cat([a[k], b[k]]) for k in a}
 
-# %% ../nbs/03_encode.ipynb #107bd229
+# %% ../nbs/03_encode.ipynb #c4367e0d
 _NOT_THE_PICTURE = {getattr(errno, e, None) for e in 'EMFILE ENFILE ENOMEM EIO ESTALE ENOTCONN ETIMEDOUT ENODEV ENXIO'.split()} - {None}
 _Job = namedtuple('_Job', 'pictures path url plan shape workers')  # all that is needed to make any shard, anywhere
 
@@ -69,7 +69,7 @@ def _decoded(job, batches, ahead=0, chunk=8):
         while queue: yield first()
     finally: pool.shutdown(cancel_futures=True)
 
-# %% ../nbs/03_encode.ipynb #57b5303e
+# %% ../nbs/03_encode.ipynb #87c5aee2
 def _check_plan(path, old, new):
     "Raise ValueError that says in what the call differs from the one that began the store"
     if not isinstance(old, dict): raise ValueError(f'{path} was not made by encode: choose another folder.')
@@ -79,7 +79,7 @@ def _check_plan(path, old, new):
     if differ:
         raise ValueError(f'{path} was begun by another call: {"; ".join(differ)}. Give the same arguments to finish it, or another folder.')
 
-# %% ../nbs/03_encode.ipynb #0a298151
+# %% ../nbs/03_encode.ipynb #2b3b28bd
 def _try_lock(f):
     "Lock an open file without waiting; OSError if another has it"
     try: import fcntl
@@ -108,7 +108,7 @@ def _locked(path):
         if os.name=='posix': file.unlink(missing_ok=True)
         f.close()
 
-# %% ../nbs/03_encode.ipynb #cde736ed
+# %% ../nbs/03_encode.ipynb #44fbcc98
 def _finished_shard(file, keys, shape):
     "The record of a shard that an earlier run wrote, and its errors; None if it isn't there, or isn't whole"
     try:
@@ -126,7 +126,7 @@ def _units(pictures, rows):
         of = np.nonzero(splits==split)[0]
         for i in range(0, len(of), rows): yield f'{split}-{i//rows:05d}.arrow', of[i:i+rows].tolist()
 
-# %% ../nbs/03_encode.ipynb #0e5f30a0
+# %% ../nbs/03_encode.ipynb #99957780
 _DTYPES = dict(bf16=torch.bfloat16, fp32=torch.float32)
 
 def _encode_shard(stream, rows, job, codec, tell):
@@ -173,7 +173,7 @@ def _make_shards(job, codec, units, tell=lambda n: None):
             writing = writer.submit(write, file, shard)
         if writing: yield writing.result()
 
-# %% ../nbs/03_encode.ipynb #dfd6668e
+# %% ../nbs/03_encode.ipynb #a341c0e1
 class _RayEncoder:
     "One worker: makes the shard that it is given the number of"
     def __init__(self, refs):
@@ -209,7 +209,7 @@ def _ray_shards(job, codec, units, tell, address=None, num_gpus=0, concurrency=N
         context.enable_progress_bars = was
         if started: ray.shutdown()
 
-# %% ../nbs/03_encode.ipynb #da1eeafc
+# %% ../nbs/03_encode.ipynb #0057a4b1
 def _whole(name, x, least=1):
     if isinstance(x, bool) or not isinstance(x, (int, np.integer)) or x<least:
         raise ValueError(f'{name}={x} was given; it has to be a whole number, {least} or more.')
@@ -246,7 +246,7 @@ def _bar(**kwargs):
     look = '{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, ends {eta:%H:%M}, {rate_fmt}]'
     return tqdm(bar_format=look, unit=' pictures', **kwargs)
 
-# %% ../nbs/03_encode.ipynb #81f635fd
+# %% ../nbs/03_encode.ipynb #eda8a6f9
 def _finished(path, plan):
     "The store, if the same call finished it before; None if there is none, or shards of it are gone or cut short"
     if not (path/'index.json').exists() or (path/'plan.json').exists(): return None  # the plan is the last thing to go
@@ -291,7 +291,7 @@ def _begin(job, codec, auto):
     with replacing(file) as f: f.write(json.dumps(plan, indent=1).encode())
     return plan
 
-# %% ../nbs/03_encode.ipynb #302495c6
+# %% ../nbs/03_encode.ipynb #f12031b6
 def encode(
     src,                  # Pictures: a folder, or another source that `find_pictures` knows
     store,                # Folder of the store, or an fsspec address; new or empty, or one that the same call began

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['ClassifierGuided', 'Autoguided']
 
-# %% ../nbs/10a_guidance.ipynb #51a26ef4
+# %% ../nbs/10a_guidance.ipynb #0c231fc6
 import torch
 from torch import nn, Tensor
 from .sampling import guide, predict
 from .schedule import abar, target, timestep_to_t, to_eps, to_x0
 
-# %% ../nbs/10a_guidance.ipynb #f4aa1f53
+# %% ../nbs/10a_guidance.ipynb #ed5f7c09
 class ClassifierGuided(nn.Module):
     "A model steered by a classifier of clean latents, called with the class wanted as its condition"
     def __init__(self,
@@ -38,13 +38,14 @@ class ClassifierGuided(nn.Module):
             x0 = to_x0(predict(self.model, x, timestep), x, ab, self.objective)
             logp = self.classifier(x0).log_softmax(1)
             if cond.min()<0 or cond.max()>=logp.shape[1]:
-                raise ValueError(f'class {(cond.min() if cond.min()<0 else cond.max()).item()}: this classifier has classes 0 to {logp.shape[1]-1}.')
+                bad = cond[(cond<0)|(cond>=logp.shape[1])][0].item()
+                raise ValueError(f'class {bad}: this classifier has classes 0 to {logp.shape[1]-1}.')
             grad, = torch.autograd.grad(logp[torch.arange(len(x), device=x.device), cond].sum(), x)
         x, x0, a = x.detach(), x0.detach(), ab.view(-1, *[1]*(x.ndim-1))
         x0 = x0 + self.scale*((1-a)/a.sqrt().clamp(min=.1)*grad).to(x0)
         return target(x0, to_eps(x0, x, ab, 'x0'), ab, self.objective)
 
-# %% ../nbs/10a_guidance.ipynb #510abd5e
+# %% ../nbs/10a_guidance.ipynb #53aa34a8
 class Autoguided(nn.Module):
     "A model guided away from a weaker version of itself"
     def __init__(self,
@@ -57,7 +58,8 @@ class Autoguided(nn.Module):
         self.model, self.weak, self.scale, self.rescale, self.config = model, weak, scale, rescale, getattr(model, 'config', None)
         for name in 'objective','schedule','in_channels':
             a,b = (getattr(getattr(m, 'config', None), name, None) for m in (model, weak))
-            if None not in (a,b) and a!=b: raise ValueError(f'The model has {name}={a!r} and the weak one {b!r}: they have to be of one kind.')
+            if None not in (a,b) and a!=b:
+                raise ValueError(f'The model has {name}={a!r} and the weak one {b!r}: they have to be of one kind.')
 
     def forward(self,
         x:Tensor,     # Noised latents [B,C,h,w]

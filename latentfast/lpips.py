@@ -7,7 +7,7 @@ __all__ = ['DISTORTIONS', 'BAPPS_SETS', 'BAPPS_REFERENCE', 'LPIPS', 'distort', '
            'score_2afc', 'bapps_scores', 'bapps_table', 'TwoAlternatives', 'NonNegative', 'PicturesToFloat',
            'triplet_dls', 'lpips_learner']
 
-# %% ../nbs/14_lpips.ipynb #aaf1bbbf
+# %% ../nbs/14_lpips.ipynb #dbcdb617
 import io
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from .autoencoder import BUNDLED
 from .callbacks import EpochSeed, fused_adamw
 from .sources import load_picture
 
-# %% ../nbs/14_lpips.ipynb #e0173af6
+# %% ../nbs/14_lpips.ipynb #481195bb
 class LPIPS(ModelMixin, ConfigMixin):
     "Perceptual distance of pictures on a frozen timm backbone (Zhang et al. 2018)"
     ignore_for_config = ['pretrained']
@@ -43,9 +43,11 @@ class LPIPS(ModelMixin, ConfigMixin):
     ):
         super().__init__()
         import timm
-        try: self.backbone = timm.create_model(backbone, pretrained=pretrained, features_only=True, out_indices=tuple(layers), **(backbone_args or {}))
+        args = dict(features_only=True, out_indices=tuple(layers), **(backbone_args or {}))
+        try: self.backbone = timm.create_model(backbone, pretrained=pretrained, **args)
         except OSError as e:
-            raise FileNotFoundError(f"timm's weights of {backbone!r} could not be fetched ({type(e).__name__}): connect to the hub, or begin with a saved LPIPS, such as 'tiny'.") from None
+            raise FileNotFoundError(f"timm's weights of {backbone!r} could not be fetched ({type(e).__name__}): "
+                                    "connect to the hub, or begin with a saved LPIPS, such as 'tiny'.") from None
         except Exception as e:
             raise ValueError(f'timm gives no maps {tuple(layers)} of a backbone {backbone!r} ({type(e).__name__}: {str(e).strip()[:150]}). '
                              'Choose one of timm.list_models(), and layers that it has.') from None
@@ -77,7 +79,8 @@ class LPIPS(ModelMixin, ConfigMixin):
         per_layer:bool=False  # Keep the layers apart: [B,layers]
     ) -> Tensor:              # Distance [B], from 0
         "How far apart `x` and `y` look; raises `ValueError` unless they are pictures of one shape"
-        if x.shape!=y.shape or x.ndim!=4 or x.shape[1]!=3: raise ValueError(f'LPIPS wants two batches [B,3,H,W] in [-1,1]; these are {list(x.shape)} and {list(y.shape)}.')
+        if x.shape!=y.shape or x.ndim!=4 or x.shape[1]!=3:
+            raise ValueError(f'LPIPS wants two batches [B,3,H,W] in [-1,1]; these are {list(x.shape)} and {list(y.shape)}.')
         d = torch.stack(self.distance(self.maps(x), self.maps(y)), 1)
         return d if per_layer else d.sum(1)
 
@@ -89,8 +92,9 @@ class LPIPS(ModelMixin, ConfigMixin):
         "Load a saved LPIPS, safetensors only; raises `FileNotFoundError` where there is none and `ValueError` where it is damaged"
         folder = BUNDLED/'lpips' if path=='tiny' else Path(path)
         if not (folder/'config.json').exists():
-            raise FileNotFoundError('This installation has no bundled LPIPS: make it with scripts/train_lpips_backbone.py, or give a folder.' if path=='tiny' else
-                                    f'There is no saved LPIPS in {path}: give the folder that save_pretrained or `latentfast train-lpips` wrote.')
+            raise FileNotFoundError(
+                'There is no bundled LPIPS here: make it with scripts/train_lpips_backbone.py, or give a folder.' if path=='tiny' else
+                f'There is no saved LPIPS in {path}: give the folder that save_pretrained or `latentfast train-lpips` wrote.')
         try: return super().from_pretrained(folder, **{**kwargs, 'use_safetensors':True, 'low_cpu_mem_usage':False}).float().eval()
         except Exception as e: raise ValueError(f'{path} could not be loaded as LPIPS: {str(e).strip().splitlines()[0][:200]}') from None
 
@@ -101,13 +105,14 @@ class LPIPS(ModelMixin, ConfigMixin):
         "The same distance as the reference's, with all its weights; raises `ValueError` for its other backbones, which timm doesn't have"
         kind, lins = getattr(model, 'pnet_type', None), getattr(model, 'lins', None)
         if kind not in ('vgg','vgg16') or lins is None:
-            raise ValueError(f"from_lpips wants lpips.LPIPS(net='vgg') with its linear layers; this is {type(model).__name__} with net={kind!r}.")
+            raise ValueError(f"from_lpips wants lpips.LPIPS(net='vgg') with its linear layers; "
+                             f'this is {type(model).__name__} with net={kind!r}.')
         net, convs = cls('vgg16'), lambda m: [o for o in m.modules() if isinstance(o, nn.Conv2d)]
         for a,b in zip(convs(net.backbone), convs(model.net), strict=True): a.load_state_dict(b.state_dict())
         for w,lin in zip(net.heads, lins, strict=True): w.data.copy_(lin.model[-1].weight.detach().flatten())
         return net.eval()
 
-# %% ../nbs/14_lpips.ipynb #d8c0c858
+# %% ../nbs/14_lpips.ipynb #d7b49199
 DISTORTIONS = ('blur', 'noise', 'jpeg', 'shift', 'colour')
 
 def distort(
@@ -116,12 +121,12 @@ def distort(
     strong:bool,        # Clearly visible, or hardly
     rng                 # A NumPy generator; decides the exact amount and direction
 ) -> np.ndarray:        # uint8 [H,W,3]
-    "A blurred, noisy, compressed, shifted or tinted picture; lengths grow with the picture, and are meant for 64 pixels. Raises `ValueError`"
+    "A blurred, noisy, compressed, shifted or tinted picture; lengths are for 64 pixels and grow with the picture. Raises `ValueError`"
     if kind not in DISTORTIONS: raise ValueError(f'There is no distortion {kind!r}: choose one of {", ".join(DISTORTIONS)}.')
     amount, unit = rng.uniform(.8, 1.2), min(picture.shape[:2])/64
     if kind=='blur': out = Image.fromarray(picture).filter(ImageFilter.GaussianBlur((3 if strong else .4)*amount*unit))
     elif kind=='jpeg':
-        file = io.BytesIO(); Image.fromarray(picture).save(file, 'JPEG', quality=round((5 if strong else 75)/amount)); out = Image.open(file)
+        Image.fromarray(picture).save(file := io.BytesIO(), 'JPEG', quality=round((5 if strong else 75)/amount)); out = Image.open(file)
     elif kind=='noise': out = picture + rng.normal(0, (25 if strong else 4)*amount, picture.shape)
     elif kind=='shift':
         far, angle = (6 if strong else 2)*amount*unit, rng.uniform(0, 2*np.pi)
@@ -131,7 +136,7 @@ def distort(
         tint = rng.normal(size=3); out = picture*(1+(.5 if strong else .2)*amount*tint/np.abs(tint).max())
     return np.asarray(np.clip(out, 0, 255), np.uint8)
 
-# %% ../nbs/14_lpips.ipynb #a85f1392
+# %% ../nbs/14_lpips.ipynb #3034af18
 class DistortionTriplets:
     "A data set of (ref, p0, p1, judge) with distortions of `pictures`, of which the nearer one is known"
     def __init__(self,
@@ -147,7 +152,7 @@ class DistortionTriplets:
         p0, p1 = (distort(ref, k, j!=nearer, rng) for j,k in enumerate(kinds))
         return (*(torch.from_numpy(p.copy()).permute(2,0,1) for p in (ref,p0,p1)), torch.tensor(float(nearer)))
 
-# %% ../nbs/14_lpips.ipynb #ceb7dc36
+# %% ../nbs/14_lpips.ipynb #5bb81b28
 BAPPS_SETS = dict(train=('traditional','cnn','mix'), val=('cnn','traditional','color','deblur','frameinterp','superres'))
 
 class BAPPS:
@@ -163,7 +168,8 @@ class BAPPS:
         self.size, self.files = size, []
         for s in listify(sets) or BAPPS_SETS[split]:
             names = sorted(p.stem for p in (path/split/s/'judge').glob('*.npy'))
-            if not names: raise FileNotFoundError(f'{path} holds no {split}/{s}/judge/*.npy: give the folder of the BAPPS data set, or the sets that you have.')
+            if not names:
+                raise FileNotFoundError(f'{path} holds no {split}/{s}/judge/*.npy: give the folder of BAPPS, or the sets that you have.')
             self.files += [(path/split/s, n) for n in names]
     def __len__(self): return len(self.files)
     def __getitem__(self, i):
@@ -171,7 +177,7 @@ class BAPPS:
         pictures = [torch.from_numpy(load_picture(folder/k/f'{name}.png', self.size).copy()).permute(2,0,1) for k in ('ref','p0','p1')]
         return (*pictures, torch.tensor(float(np.load(folder/'judge'/f'{name}.npy', allow_pickle=False).reshape(-1)[0])))
 
-# %% ../nbs/14_lpips.ipynb #8748e3df
+# %% ../nbs/14_lpips.ipynb #e2257910
 def two_afc(
     d0:Tensor,   # Distance of p0 to the reference [B]
     d1:Tensor,   # Distance of p1 [B]
@@ -193,8 +199,9 @@ def score_2afc(
         out.append(two_afc(distance(ref,p0).cpu(), distance(ref,p1).cpu(), judge))
     return torch.cat(out).mean().item()
 
-# %% ../nbs/14_lpips.ipynb #721d62ea
-BAPPS_REFERENCE = dict(cnn=(.822,.826), traditional=(.735,.772), color=(.617,.624), deblur=(.594,.595), frameinterp=(.624,.627), superres=(.696,.694))
+# %% ../nbs/14_lpips.ipynb #6ff2ca7b
+BAPPS_REFERENCE = dict(cnn=(.822,.826), traditional=(.735,.772), color=(.617,.624), deblur=(.594,.595), frameinterp=(.624,.627),
+                       superres=(.696,.694))
 
 def bapps_scores(
     distance, # As for `score_2afc`
@@ -208,10 +215,10 @@ def bapps_table(
     scores:dict # What `bapps_scores` gave
 ) -> str:
     "The scores beside the authors' and a public reproduction's"
-    rows = [f'{"2AFC":12}  ours  authors  reproduction'] + [f'{k:12} {v:.3f}    {a:.3f}         {b:.3f}' for k,v in scores.items() for a,b in [BAPPS_REFERENCE[k]]]
-    return '\n'.join(rows)
+    row = '{:12} {:.3f}    {:.3f}         {:.3f}'.format
+    return '\n'.join(['2AFC          ours  authors  reproduction', *(row(k, v, *BAPPS_REFERENCE[k]) for k,v in scores.items())])
 
-# %% ../nbs/14_lpips.ipynb #8cd0e935
+# %% ../nbs/14_lpips.ipynb #37ba7823
 class TwoAlternatives(nn.Module):
     "An `LPIPS` and the network that turns its two distances into a choice"
     def __init__(self,
@@ -241,7 +248,7 @@ class PicturesToFloat(ItemTransform):
     "Batch transform: uint8 pictures to float in [-1,1], and the rest as it is"
     def encodes(self, b): return tuple(o.float()/127.5-1 if o.dtype==torch.uint8 else o for o in b)
 
-# %% ../nbs/14_lpips.ipynb #08e118cb
+# %% ../nbs/14_lpips.ipynb #a75fcdda
 def triplet_dls(
     train,             # A data set of (ref, p0, p1, judge), such as `BAPPS(path)` or `DistortionTriplets`
     valid,             # Another to validate on
@@ -250,7 +257,8 @@ def triplet_dls(
     device=None        # Where batches go; fastai's default device if not given
 ) -> DataLoaders:
     "Triplets as fastai `DataLoaders` of (ref, p0, p1, judge), the pictures in [-1,1]"
-    return DataLoaders.from_dsets(train, valid, bs=min(bs, len(train)), num_workers=num_workers, device=device, after_batch=[PicturesToFloat()])
+    return DataLoaders.from_dsets(train, valid, bs=min(bs, len(train)), num_workers=num_workers, device=device,
+                                  after_batch=[PicturesToFloat()])
 
 def lpips_learner(
     dls,            # What `triplet_dls` gave

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['forming', 'playground', 'play']
 
-# %% ../nbs/12a_play.ipynb #88cf3c8d
+# %% ../nbs/12a_play.ipynb #cb64c158
 import os, time
 from pathlib import Path
 from queue import Queue
@@ -17,7 +17,7 @@ from .classifier import LatentClassifier
 from .pipeline import LatentDiffusionPipeline
 from .sampling import SAMPLERS
 
-# %% ../nbs/12a_play.ipynb #fb424d85
+# %% ../nbs/12a_play.ipynb #1596324a
 class _Stopped(Exception): pass
 
 def forming(
@@ -41,7 +41,7 @@ def forming(
             yield step, x
     finally: stop.set()
 
-# %% ../nbs/12a_play.ipynb #b5cfda77
+# %% ../nbs/12a_play.ipynb #9cd52345
 def _enlarged(x, height, side=512):
     "Pictures [B,3,h,w] in one, whose pictures have `height` pixels each or a multiple of that"
     return grid_image(x, scale=height//x.shape[2]*max(1, side//(height*round(len(x)**.5+.49))))
@@ -57,7 +57,7 @@ def _start(drawn, size):
     mask = mask and mask.point(lambda p: 255*(p>0))
     return dict(image=fit(white.convert('RGB'), Image.Resampling.LANCZOS), **(dict(mask_image=mask) if mask and mask.getbbox() else {}))
 
-# %% ../nbs/12a_play.ipynb #856e634b
+# %% ../nbs/12a_play.ipynb #0faa53b3
 def _gradio():
     os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
     try: import gradio
@@ -115,7 +115,7 @@ def playground(
         halt.click(lambda: None, cancels=[going], api_visibility='private').then(lambda: 'Stopped.', None, said, api_visibility='private')
     return page
 
-# %% ../nbs/12a_play.ipynb #cea75cd3
+# %% ../nbs/12a_play.ipynb #99f05215
 def play(
     model,             # As for `playground`; or a page that it gave
     classifier=None,   # As for `playground`

@@ -8,7 +8,7 @@ __all__ = ['PictureSquares', 'PictureDL', 'picture_dls', 'KLAutoencoder', 'VQAut
            'PatchDiscriminator', 'hinge_loss', 'adaptive_weight', 'PatchGAN', 'ReconstructionProgress', 'VAELearner',
            'vae_learner', 'evaluate_codec', 'codec_report', 'show_codec']
 
-# %% ../nbs/15_vae_training.ipynb #a961855e
+# %% ../nbs/15_vae_training.ipynb #64f6ccd4
 import math
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
@@ -32,7 +32,7 @@ from .lpips import PicturesToFloat
 from .sources import Pictures, find_pictures, _TURN, _orientation, _rgb
 from .training import EMA
 
-# %% ../nbs/15_vae_training.ipynb #a8c822fa
+# %% ../nbs/15_vae_training.ipynb #d3049117
 def _whole_picture(source, least):
     "All of a picture as RGB, reduced to a short side of `least` if it is longer"
     with Image.open(source) as im:
@@ -122,7 +122,7 @@ class PictureDL(TfmdDL):
         "Show a batch's pictures"
         show_images((self.one_batch() if b is None else b)[0][:max_n], ncol=ncol)
 
-# %% ../nbs/15_vae_training.ipynb #43b532a3
+# %% ../nbs/15_vae_training.ipynb #40491dbc
 def picture_dls(
     src,                # A folder of pictures (or what else `find_pictures` takes); or a list, each giving the same share of a pass
     size:int=256,       # Pixels on each side; a multiple of the autoencoder's factor
@@ -153,7 +153,7 @@ def picture_dls(
     if seed is not None: tdl.rng.seed(seed)
     return DataLoaders(tdl, vdl, device=device)
 
-# %% ../nbs/15_vae_training.ipynb #74f0f129
+# %% ../nbs/15_vae_training.ipynb #e6fb0700
 class KLAutoencoder(nn.Module):
     "An `AutoencoderKL` as training calls it: pictures to (reconstruction, posterior mean, its log-variance)"
     def __init__(self, net): super().__init__(); self.net = net
@@ -170,7 +170,7 @@ class VQAutoencoder(nn.Module):
         e = q.embedding(k).view(len(z), *z.shape[2:], -1).permute(0,3,1,2)
         return self.net.decode(z+(e-z).detach(), force_not_quantize=True).sample, z, e, k
 
-# %% ../nbs/15_vae_training.ipynb #953ee22e
+# %% ../nbs/15_vae_training.ipynb #1696eb45
 _CHANNELS = {4:(128,256,512), 8:(128,256,512,512), 16:(128,128,256,256,512), 32:(128,128,256,256,512,512)}
 
 def make_autoencoder(
@@ -198,7 +198,7 @@ def make_autoencoder(
                 sample_size=sample_size)
     return AutoencoderKL(**args) if kind=='kl' else VQModel(num_vq_embeddings=codebook, vq_embed_dim=latent_channels, **args)
 
-# %% ../nbs/15_vae_training.ipynb #57faa478
+# %% ../nbs/15_vae_training.ipynb #1623a5ae
 class Diverged(FloatingPointError):
     "A training that blew up"
     def __init__(self, message): super().__init__(message); self.message = message
@@ -262,7 +262,7 @@ class Column(Metric):
     @property
     def value(self): return self._get()
 
-# %% ../nbs/15_vae_training.ipynb #04823f99
+# %% ../nbs/15_vae_training.ipynb #f3f30709
 class Reconstruct(Callback):
     "The pictures as the target; the reconstruction as the prediction, and the rest of what the model gave as `latent`. Counts the `steps`"
     order = Watch.order+1
@@ -300,7 +300,7 @@ class LPIPSLoss(LossTerm):
         self.watch.note('lpips', d)
         return d
 
-# %% ../nbs/15_vae_training.ipynb #ef298e55
+# %% ../nbs/15_vae_training.ipynb #8fcf6079
 class KLLoss(LossTerm):
     "Divergence of the posterior from a standard normal, in nats per value of the picture, so that weights compare with LDM's"
     def term(self):
@@ -309,7 +309,7 @@ class KLLoss(LossTerm):
         self.watch.note('kl', kl/mean.numel())
         return kl/self.yb[0].numel()
 
-# %% ../nbs/15_vae_training.ipynb #81e898e3
+# %% ../nbs/15_vae_training.ipynb #43093543
 def perplexity(
     counts:Tensor # How often each code was used [K]
 ) -> float:       # 1 to K
@@ -357,7 +357,7 @@ class CodebookLoss(LossTerm):
         book = self.model.net.quantize.embedding.weight
         self.recent, self.counts['train'] = state['recent'].to(book.device), state['train'].to(book.device)
 
-# %% ../nbs/15_vae_training.ipynb #4ab822b5
+# %% ../nbs/15_vae_training.ipynb #1061d19c
 class PatchDiscriminator(nn.Module):
     "The PatchGAN of Isola et al. 2017: one logit for each patch, high for real"
     def __init__(self,
@@ -385,7 +385,7 @@ def hinge_loss(
     "The discriminator's loss: 0 where it says more than 1 for real and less than -1 for fake (Lim and Ye 2017), as VQGAN halves it"
     return .5*(F.relu(1-real).mean()+F.relu(1+fake).mean())
 
-# %% ../nbs/15_vae_training.ipynb #168ae38e
+# %% ../nbs/15_vae_training.ipynb #eb67a0aa
 def adaptive_weight(
     loss:Tensor,            # What the reconstruction is judged by so far
     gan:Tensor,             # The discriminator's term
@@ -397,7 +397,7 @@ def adaptive_weight(
         a, b = (torch.autograd.grad(o, last, retain_graph=True)[0].norm() for o in (loss, gan))
     return (a/(b+1e-4)).clamp(0, max_weight).detach()
 
-# %% ../nbs/15_vae_training.ipynb #65b90066
+# %% ../nbs/15_vae_training.ipynb #d15438f2
 class PatchGAN(LossTerm):
     "A discriminator, its optimiser and its term, from step `start` on"
     order, run_valid = AutoPrecision.order-1, False
@@ -440,7 +440,7 @@ class PatchGAN(LossTerm):
     def state_dict(self): return dict(disc=self.disc.state_dict(), opt=self.disc_opt.state_dict())
     def load_state_dict(self, state): self.disc.load_state_dict(state['disc']); self.disc_opt.load_state_dict(state['opt'])
 
-# %% ../nbs/15_vae_training.ipynb #08328de1
+# %% ../nbs/15_vae_training.ipynb #56e4c464
 class ReconstructionProgress(Callback):
     "Held-out pictures over their reconstructions every so many steps; `.history` keeps [(step, reconstructions)]"
     order, run_valid = 55, False
@@ -466,7 +466,7 @@ class ReconstructionProgress(Callback):
         "Draw the pictures, and a row of reconstructions for each time"
         show_images(torch.cat([self.shown, *[y for _,y in self.history]]), ncol=len(self.shown))
 
-# %% ../nbs/15_vae_training.ipynb #beda24dd
+# %% ../nbs/15_vae_training.ipynb #6f95faae
 class VAELearner(AutocastLearner):
     "A fastai `Learner` that trains an autoencoder; made by `vae_learner`"
     @property
@@ -500,7 +500,7 @@ class VAELearner(AutocastLearner):
         ds = self.dls.valid_ds
         x = to_tensor([ds.square(int(k)) for k in np.linspace(0, len(ds)-1, min(256, len(ds))).round()])
         z = torch.cat([codec.encode(b) for b in x.split(16)])
-        codec.model.register_to_config(scaling_factor=round(1/z.std().item(), 5))
+        codec.model.register_to_config(scaling_factor=round(1/z.std().item(), 5), _name_or_path='')  # no path of this machine
         (codec.model.half() if half else codec.model).save_pretrained(folder)
         return LatentCodec.from_pretrained(str(folder))
 
@@ -525,7 +525,7 @@ class VAELearner(AutocastLearner):
         x = next(iter(self.dls.valid))[0][:max_n].cpu()
         show_images(torch.cat([x, self.reconstruct_pictures(x)]), ncol=len(x))
 
-# %% ../nbs/15_vae_training.ipynb #1e86c8c5
+# %% ../nbs/15_vae_training.ipynb #66ac60e9
 _SIZES = {None: dict(channels=None, layers=2, attention=True, codebook=16384, kl_weight=1e-6, restart=0, disc_start=50_000,
                      disc_channels=64),
           'tiny': dict(channels=(16,48,96,120), layers=1, attention=False, codebook=1024, kl_weight=.05, restart=100, disc_start=2000,
@@ -599,7 +599,7 @@ def vae_learner(
     return VAELearner(dls, (VQAutoencoder if vq else KLAutoencoder)(model), loss_func=pixel_loss, opt_func=opt_func, metrics=shown,
                       cbs=[*added, *listify(cbs)], **{'train_bn': False, **kwargs})
 
-# %% ../nbs/15_vae_training.ipynb #73a099b2
+# %% ../nbs/15_vae_training.ipynb #2695e66c
 @torch.inference_mode()
 def evaluate_codec(
     codec:LatentCodec, # What to judge

@@ -45,8 +45,9 @@ def test_a_seed_gives_the_same_samples_whatever_the_batch(unet, sampler, precisi
     if precision=='auto' and torch.cuda.is_available(): pytest.skip('half precision may round differently there with another batch size')
     n = 64 if sampler in ('ddim','dpm++sde') else 10
     x = sample(unet, n, 3, sampler, seed=5, batch_size=64, progress=False, precision=precision)
-    for bs in (1,7): assert (sample(unet, n, 3, sampler, seed=5, batch_size=bs, progress=False, precision=precision)-x).abs().max() < 1e-4
-    assert (sample(unet, 9, 3, sampler, seed=5, progress=False, precision=precision)-x[:9]).abs().max() < 1e-4
+    near = lambda a, b: torch.allclose(a, b, rtol=1e-4, atol=1e-4)  # this network's samples go up to 12
+    for bs in (1,7): assert near(sample(unet, n, 3, sampler, seed=5, batch_size=bs, progress=False, precision=precision), x)
+    assert near(sample(unet, 9, 3, sampler, seed=5, progress=False, precision=precision), x[:9])
     assert (x[0]-x[1]).abs().max() > .1 and (sample(unet, 2, 3, sampler, seed=6, progress=False)-x[:2]).abs().max() > .1
 
 def test_other_random_numbers_make_no_difference(unet):
