@@ -6,7 +6,7 @@
 __all__ = ['Noising', 'Perceptual', 'PerceptualTerm', 'power_gamma', 'EMA', 'NaNGuard', 'SampleProgress', 'LatentDistributedDL',
            'LatentDistributedTrainer', 'DiffusionLearner', 'diffusion_learner']
 
-# %% ../nbs/11_training.ipynb #2d3b8f5f
+# %% ../nbs/11_training.ipynb #0d48e2a0
 import math, warnings
 from copy import deepcopy
 from functools import partial
@@ -33,7 +33,7 @@ from .unet import LatentUNet
 try: from fastai.distributed import DistributedDL, DistributedTrainer
 except (ImportError, NameError): DistributedDL, DistributedTrainer = object, Callback  # fastai needs accelerate for it
 
-# %% ../nbs/11_training.ipynb #199b076f
+# %% ../nbs/11_training.ipynb #2c97ae16
 class Noising(Callback):
     "Turn a batch of latents into noised latents, timesteps and the objective's target"
     order = 5
@@ -73,7 +73,7 @@ class Noising(Callback):
     @property
     def x0_pred(self): return to_x0(self.pred.float(), self.xt, self.abar, self.objective)
 
-# %% ../nbs/11_training.ipynb #95daaed0
+# %% ../nbs/11_training.ipynb #bb94d5b3
 class Perceptual(Callback):
     "Add losses on features to the gradient"
     order = AutoPrecision.order-1
@@ -149,7 +149,7 @@ class PerceptualTerm(Metric):
     @property
     def value(self): return float(self.total)/self.n if self.n else None
 
-# %% ../nbs/11_training.ipynb #812a35fa
+# %% ../nbs/11_training.ipynb #3ea332f9
 def power_gamma(
     width:float  # Relative width of the average, above 0 and below .28
 ) -> float:      # The exponent γ, above 0
@@ -157,7 +157,7 @@ def power_gamma(
     if not 0<width<12**-.5: raise ValueError(f'The relative width of an average lies between 0 and {12**-.5:.3f}, for example .1; {width} was given.')
     return float(np.roots([1, 7, 16-width**-2, 12-width**-2]).real.max())
 
-# %% ../nbs/11_training.ipynb #ad9005d7
+# %% ../nbs/11_training.ipynb #283425ba
 class EMA(Callback):
     "Keep a moving average of the weights, and validate with it"
     order = 48
@@ -187,7 +187,7 @@ class EMA(Callback):
         if self.average is None: self.average = deepcopy(get_model(self.model)).eval().requires_grad_(False)
         self.average.load_state_dict(state['model'])
 
-# %% ../nbs/11_training.ipynb #9f60f98e
+# %% ../nbs/11_training.ipynb #193f593a
 class NaNGuard(Callback):
     "Clip the gradient's norm; stop with `FloatingPointError` before a step that isn't finite"
     order, run_valid = GradientClip.order, False
@@ -204,7 +204,7 @@ class NaNGuard(Callback):
         raise FloatingPointError(f'Step {self.train_iter+1} (epoch {self.epoch}): {what} is not finite, so the step was not made. Weights, average and optimiser '
                                  f'are those of step {self.train_iter}. The learning rate was {self.opt.hypers[-1]["lr"]:.2g}: try a lower one.')
 
-# %% ../nbs/11_training.ipynb #201db0a5
+# %% ../nbs/11_training.ipynb #91303c13
 class SampleProgress(Callback):
     "Sample pictures from the same seeds every so many epochs or steps; `.history` keeps [(epoch or step, latents)]"
     order = 55
@@ -257,7 +257,7 @@ class SampleProgress(Callback):
     def state_dict(self): return dict(history=[[e,z] for e,z in self.history])
     def load_state_dict(self, state): self.history = [(e,z) for e,z in state['history']]
 
-# %% ../nbs/11_training.ipynb #046fc7ce
+# %% ../nbs/11_training.ipynb #4da42968
 class LatentDistributedDL(DistributedDL):
     "Process r of n gets the r-th part of each batch that one process with n times the batch size would get; on any device"
     skip, begin = 0, None  # as those of `LatentDL`
@@ -280,7 +280,7 @@ class LatentDistributedTrainer(DistributedTrainer):
     "fastai's `DistributedTrainer` with `LatentDistributedDL`"
     def _wrap_dl(self, dl): return dl if isinstance(dl, DistributedDL) else LatentDistributedDL(dl, device=next(self.learn.model.parameters()).device)
 
-# %% ../nbs/11_training.ipynb #27a7ee9a
+# %% ../nbs/11_training.ipynb #f704665e
 class DiffusionLearner(AutocastLearner):
     "A fastai `Learner` that samples; made by `diffusion_learner`"
     def __getattr__(self, k):
@@ -355,7 +355,7 @@ class DiffusionLearner(AutocastLearner):
         if self.dls.conds: kwargs = {'cond': real[-1], **kwargs}
         show_images(torch.cat([self.dls.train.pictures(real, max_n), self.sample(len(real[0]), steps=steps, seed=seed, progress=False, **kwargs)]), ncol=max_n)
 
-# %% ../nbs/11_training.ipynb #e66ee6a4
+# %% ../nbs/11_training.ipynb #5dc2c695
 def _check_told(model, told):
     "Raise ValueError unless the loaders' conditions are those that the model takes"
     kinds = dict(n_classes='class', context_dim='text', cond_channels='STORE')
@@ -366,7 +366,7 @@ def _check_told(model, told):
         if k!='words': raise ValueError(f'The data have a condition that the model does not take: make it with {k}={v}, or leave it out and have it made.')
         raise ValueError("The model's own text encoder has another vocabulary than these captions: make the model with words=dls.conds[0].tokenizer.words.")
 
-# %% ../nbs/11_training.ipynb #e4e2ec34
+# %% ../nbs/11_training.ipynb #ceb1fa3e
 def diffusion_learner(
     dls,                      # `LatentDataLoaders`
     model=None,               # A network (xt, timestep) -> answer, such as `LatentUNet` or diffusers' `UNet2DModel`; a `LatentUNet` of `size` if not given
