@@ -42,6 +42,16 @@ def test_workers_cut_the_same_squares(tmp_path):
     here, there = ([b[0] for b in picture_dls(src, size=16, bs=4, memory=0, num_workers=n, seed=5).train] for n in (0, 2))
     assert len(here)==len(there)>4 and all(torch.equal(a, b) for a,b in zip(here, there))
 
+def test_a_codec_that_began_as_another_names_no_folder_of_this_machine(codec_folder, tmp_path):
+    from latentfast.autoencoder import LatentCodec
+    from latentfast.vae_training import picture_dls, vae_learner
+    model = LatentCodec.from_pretrained(str(codec_folder)).model.requires_grad_(True)
+    dls = picture_dls(make_pictures(tmp_path/'pictures', 20), size=16, bs=4, per_epoch=4, n_valid=4, num_workers=0, seed=0)
+    learn = vae_learner(dls, model=model, lpips=None, disc_weight=0., seed=0)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-6)
+    learn.export_codec(tmp_path/'codec')
+    assert str(codec_folder) not in (tmp_path/'codec'/'config.json').read_text()
+
 def test_without_torchmetrics_the_extra_is_named(codec, monkeypatch):
     from latentfast.vae_training import evaluate_codec
     monkeypatch.setitem(sys.modules, 'torchmetrics.functional.image', None)
