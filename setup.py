@@ -10,7 +10,7 @@ setup(version=cfg['version'], description=cfg['description'], keywords=cfg['keyw
       author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'],
       project_urls={'Documentation': cfg['doc_url'], 'Repository': cfg['git_url']},
       long_description=Path('README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
-      classifiers=['Programming Language :: Python :: 3', 'Topic :: Scientific/Engineering :: Artificial Intelligence'],
+      classifiers=['Programming Language :: Python :: 3', 'Topic :: Scientific/Engineering :: Artificial Intelligence', 'Typing :: Typed'],
       install_requires=cfg['requirements'].split(), extras_require=extras,
       packages=find_packages(include=['latentfast', 'latentfast.*']), package_data={'latentfast': ['models/*/*', 'py.typed']},
       entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': ['latentfast=latentfast._modidx:d']})

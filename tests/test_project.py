@@ -36,6 +36,17 @@ def test_every_module_is_in_the_order():
 def test_versions_agree():
     config = configparser.ConfigParser(interpolation=None); config.read(ROOT/'settings.ini')
     assert config['DEFAULT']['version']==latentfast.__version__
+    assert f'version: {latentfast.__version__}\n' in (ROOT/'CITATION.cff').read_text()
+    assert f"license: {config['DEFAULT']['license']}\n" in (ROOT/'CITATION.cff').read_text()
+
+def test_the_workflow_tests_each_python_from_the_oldest_on():
+    config = configparser.ConfigParser(interpolation=None); config.read(ROOT/'settings.ini')
+    pythons = re.findall(r"'(3\.\d+)'", (ROOT/'.github'/'workflows'/'test.yml').read_text())
+    assert pythons==[f'3.{i}' for i in range(10, 14)] and pythons[0]==config['DEFAULT']['min_python']
+    assert f'requires-python = ">={pythons[0]}"' in (ROOT/'pyproject.toml').read_text()
+
+def test_type_information_ships():
+    assert (ROOT/'latentfast'/'py.typed').exists() and "'py.typed'" in (ROOT/'setup.py').read_text()
 
 def test_the_bundled_autoencoder_is_small_and_ships():
     folder = ROOT/'latentfast'/'models'/'tiny'
