@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['forming', 'playground', 'play']
 
-# %% ../nbs/12a_play.ipynb #cb64c158
+# %% ../nbs/12a_play.ipynb #d414f58e
 import os, time
 from pathlib import Path
 from queue import Queue
@@ -17,7 +17,7 @@ from .classifier import LatentClassifier
 from .pipeline import LatentDiffusionPipeline
 from .sampling import SAMPLERS
 
-# %% ../nbs/12a_play.ipynb #1596324a
+# %% ../nbs/12a_play.ipynb #5d397ff3
 class _Stopped(Exception): pass
 
 def forming(
@@ -41,7 +41,7 @@ def forming(
             yield step, x
     finally: stop.set()
 
-# %% ../nbs/12a_play.ipynb #9cd52345
+# %% ../nbs/12a_play.ipynb #35a04d86
 def _enlarged(x, height, side=512):
     "Pictures [B,3,h,w] in one, whose pictures have `height` pixels each or a multiple of that"
     return grid_image(x, scale=height//x.shape[2]*max(1, side//(height*round(len(x)**.5+.49))))
@@ -57,7 +57,7 @@ def _start(drawn, size):
     mask = mask and mask.point(lambda p: 255*(p>0))
     return dict(image=fit(white.convert('RGB'), Image.Resampling.LANCZOS), **(dict(mask_image=mask) if mask and mask.getbbox() else {}))
 
-# %% ../nbs/12a_play.ipynb #0faa53b3
+# %% ../nbs/12a_play.ipynb #b9972ebb
 def _gradio():
     os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
     try: import gradio
@@ -81,7 +81,7 @@ def playground(
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
                 ui = {}
-                if 'text' in takes: ui['prompt'] = gr.Textbox(label='Prompt')
+                if 'text' in takes: ui['prompt'], ui['negative_prompt'] = gr.Textbox(label='Prompt'), gr.Textbox(label='And not', placeholder='what guidance moves away from')
                 if 'label' in takes: ui['label'] = gr.Dropdown([('any', -1), *[(o, i) for i,o in enumerate(classes)]], value=-1, label='Class')
                 if 'picture' in takes: ui['cond_image'] = gr.Image(type='pil', label='Picture that says what to make', sources=['upload','clipboard'], height=240, buttons=[])
                 if takes: ui['guidance_scale'] = gr.Slider(1, 10, 3, step=.1, label='Guidance')
@@ -104,6 +104,7 @@ def playground(
             if kw['seed'] is None: kw['seed'] = torch.randint(2**31, ()).item()
             if kw.get('label')==-1: del kw['label']
             kw = {k: v for k,v in kw.items() if v not in (None,'')}
+            if 'prompt' not in kw: kw.pop('negative_prompt', None)
             if not {'label','prompt','cond_image'} & {*kw}: kw.pop('guidance_scale', None)
             elif classifier is not None: kw['classifier'] = classifier
             try:
@@ -115,7 +116,7 @@ def playground(
         halt.click(lambda: None, cancels=[going], api_visibility='private').then(lambda: 'Stopped.', None, said, api_visibility='private')
     return page
 
-# %% ../nbs/12a_play.ipynb #99f05215
+# %% ../nbs/12a_play.ipynb #ef9a307f
 def play(
     model,             # As for `playground`; or a page that it gave
     classifier=None,   # As for `playground`

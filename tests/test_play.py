@@ -6,7 +6,7 @@ from conftest import make_codec
 pytest.importorskip('gradio')
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium','chromium-browser','google-chrome'))), None)
 
-def make_pipe(folder, **kw):
+def make_pipe(folder, unet=None, **kw):
     "A pipeline that samples something, in 4x4 latents"
     from latentfast.autoencoder import LatentCodec
     from latentfast.pipeline import LatentDiffusionPipeline
@@ -14,7 +14,7 @@ def make_pipe(folder, **kw):
     from latentfast.unet import LatentUNet
     codec = LatentCodec.from_pretrained(str(make_codec(folder)))
     torch.manual_seed(0)
-    unet = LatentUNet(nfs=(16,32), attn_levels=(), sample_size=4)
+    unet = LatentUNet(nfs=(16,32), attn_levels=(), sample_size=4, **(unet or {}))
     for p in unet.parameters(): p.data.add_(.05*torch.randn_like(p))
     preview = torch.randn(4,3).tolist(), [0.,0.,0.]
     return LatentDiffusionPipeline(unet, codec.model, diffusers_scheduler(), latent_shape=[4,4,4], objective='v', codec_fingerprint=codec.fingerprint, preview=list(preview), **kw)
@@ -101,6 +101,32 @@ def test_a_picture_of_ones_own_painted_on_a_class_and_stop(page, chromium, tmp_p
         time.sleep(.1)
     assert not any(o.name=='forming' for o in threading.enumerate())
     at.close()
+
+def test_a_model_that_is_told_what_to_draw(chromium, tmp_path, monkeypatch):
+    import latentfast.play
+    asked, real = [], latentfast.play.forming
+    def forming(pipe, **kw): asked.append(kw); yield from real(pipe, **kw)
+    monkeypatch.setattr(latentfast.play, 'forming', forming)
+    told = dict(n_classes=2, context_dim=32, words=['a','red','cube'], cond_channels=4)
+    pipe = make_pipe(tmp_path/'pipe', told, classes=['cube','cone'], cond_picture=dict(mean=[0.]*4, std=[1.]*4, size=[32,32]))
+    Image.new('RGB', (50,40), 'blue').save(tmp_path/'blue.png')
+    page = latentfast.play.play(pipe, prevent_thread_lock=True, quiet=True)
+    try:
+        at = chromium.new_page(viewport=dict(width=1200, height=1200))
+        at.goto(page.local_url)
+        def go():
+            at.get_by_role('button', name='Sample', exact=True).click()
+            for _ in range(100):
+                if asked and at.get_by_text('15 steps of unipc').count(): return asked.pop()
+                at.wait_for_timeout(100)
+            raise AssertionError(at.locator('.toast-body').all_inner_texts())
+        at.get_by_label('And not').fill('cone')
+        assert not {'prompt','negative_prompt','label','cond_image','guidance_scale'} & {*go()}
+        at.get_by_label('Prompt').fill('a red cube'); at.get_by_label('Class').click(); at.get_by_role('option', name='cone').click()
+        at.locator('input[type=file]').first.set_input_files(tmp_path/'blue.png'); at.wait_for_timeout(1000)
+        kw = go()
+        assert (kw['prompt'], kw['negative_prompt'], kw['label'], kw['guidance_scale'])==('a red cube','cone',1,3) and kw['cond_image'].getpixel((5,5))[:3]==(0,0,255)
+    finally: page.close(verbose=False)
 
 def test_what_is_wrong_is_said_on_the_page(page):
     from gradio_client import Client
