@@ -25,8 +25,10 @@ def compare(
     return dict(bench=bench, case=case, peer=peer, unit=unit, ours=a, theirs=b, ratio=a/b, runs=runs, spread=[ratios[0], ratios[-1]])
 
 def show(rows):
-    "Print a table, and then each row as a line of JSON"
+    "Print a table, a row as soon as it is there, and then each row as a line of JSON"
     print(f'{"case":22} {"peer":26} {"unit":12} {"ours":>12} {"theirs":>12} {"ratio":>8}   spread')
+    done = []
     for r in rows:
-        print(f'{r["case"]+" "+r.get("loss", ""):22} {r["peer"]:26} {r["unit"]:12} {r["ours"]:12,.4g} {r["theirs"]:12,.4g} {r["ratio"]:8.3f}   {r["spread"][0]:.3f} .. {r["spread"][1]:.3f}')
-    for r in rows: print(json.dumps(r))
+        done.append(r)
+        print(f'{r["case"]+" "+r.get("loss", ""):22} {r["peer"]:26} {r["unit"]:12} {r["ours"]:12,.4g} {r["theirs"]:12,.4g} {r["ratio"]:8.3f}   {r["spread"][0]:.3f} .. {r["spread"][1]:.3f}', flush=True)
+    for r in done: print(json.dumps(r))

@@ -49,7 +49,7 @@ def run(quick=False, photos=None):
     from latentfast.autoencoder import LatentCodec, fast_dtype
     from latentfast.encode import encode, _encode_batch
     from latentfast.sources import load_picture
-    n, n_small, bs, runs, out = (8, 128, 8, 1, []) if quick else (32, 1024, 8, 3, [])
+    n, n_small, bs, runs = (8, 128, 8, 1) if quick else (16, 500, 8, 3)
     with tempfile.TemporaryDirectory() as tmp:
         tmp, count = Path(tmp), iter(range(10**6))
         src = tmp/'photos'
@@ -68,7 +68,7 @@ def run(quick=False, photos=None):
             with torch.no_grad():
                 dl = torch.utils.data.DataLoader(Folder(sorted(few.iterdir()), 256), batch_size=bs, num_workers=2)
                 torch.save(torch.cat([vae.encode(b).latent_dist.mean for b in dl]), tmp/'latents.pt')
-        out.append(compare('encode', 'sd_vae_256', 'diffusers_loop', 'pictures/s', ours, loop, count=n, runs=runs))
+        yield compare('encode', 'sd_vae_256', 'diffusers_loop', 'pictures/s', ours, loop, count=n, runs=runs)
 
         def cpu(f):
             t = time.process_time(); f()
@@ -81,9 +81,9 @@ def run(quick=False, photos=None):
             return f
         tiny = LatentCodec.from_pretrained('tiny')
         small = lambda: encode(src, fresh(), tiny, size=64, progress=False)
-        out.append(compare('encode', 'cpu_seconds', 'decode_plus_codec', 's', lambda: cpu(ours), lambda: cpu(apart(few, codec, 256, bs)), runs=runs, measured=True))
-        out.append(compare('encode', 'cpu_seconds_tiny_64', 'decode_plus_codec', 's', lambda: cpu(small), lambda: cpu(apart(src, tiny, 64, 64)), runs=runs, measured=True))
-        out.append(compare('encode', 'wall_tiny_64', 'decode_plus_codec', 's', small, apart(src, tiny, 64, 64), runs=runs))
+        yield compare('encode', 'cpu_seconds', 'decode_plus_codec', 's', lambda: cpu(ours), lambda: cpu(apart(few, codec, 256, bs)), runs=runs, measured=True)
+        yield compare('encode', 'cpu_seconds_tiny_64', 'decode_plus_codec', 's', lambda: cpu(small), lambda: cpu(apart(src, tiny, 64, 64)), runs=runs, measured=True)
+        yield compare('encode', 'wall_tiny_64', 'decode_plus_codec', 's', small, apart(src, tiny, 64, 64), runs=runs)
 
         x, z = torch.rand(bs,3,256,256)*2-1, torch.randn(bs,4,32,32)
         for case,name,arg in (('tiny_encode_256','encode',x), ('tiny_decode_256','decode',z)):
@@ -91,8 +91,7 @@ def run(quick=False, photos=None):
                 def f():
                     with torch.autocast('cpu', fast_dtype('cpu'), enabled=fast_dtype('cpu')!=torch.float32): getattr(codec, name)(arg)
                 return f
-            out.append(compare('encode', case, 'sd_sized', 'pictures/s', run_of(tiny), run_of(codec), count=bs, runs=runs))
-    return out
+            yield compare('encode', case, 'sd_sized', 'pictures/s', run_of(tiny), run_of(codec), count=bs, runs=runs)
 
 if __name__=='__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -9,6 +9,8 @@ batch256: 4x32x32 float16 latents, gathered and made float32.
 fastai_epoch: a pass of latent_dls, shuffled and normalised, against gathering alone
 """
 import argparse, tempfile
+from collections import deque
+from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, torch
@@ -32,37 +34,38 @@ class NpyFiles(torch.utils.data.Dataset):
     def __len__(self): return len(self.files)
     def __getitem__(self, i): return torch.from_numpy(np.load(self.files[i]).astype(np.float32))
 
+run_through = deque(maxlen=0).extend  # keeps nothing: what is kept would cost new memory each time
+
 def run(quick=False):
     import datasets
     from latentfast.data import latent_dls
-    n, n_files, runs, out = (10_000, 1024, 3, []) if quick else (60_000, 5_120, 7, [])
+    n, n_files, runs, turns, out = (10_000, 1024, 3, 40, []) if quick else (60_000, 5_120, 7, 200, [])
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp); store = make(tmp, n, 8192); ds = store.train
-        rng = np.random.default_rng(1); batches = [rng.integers(0, n, 256) for _ in range(40)]
-        def ours():
-            for b in batches: ds.__getitems__(b)
-        def row(case, peer, theirs, **kw): out.append(compare('loader', case, peer, 'latents/s', ours, theirs, count=256*len(batches), runs=runs, **kw))
+        rng = np.random.default_rng(1); batches = rng.permutation(n)[:n//256*256].reshape(-1, 256)  # all rows, as a shuffled epoch has them: a few would stay in the cache
+        def each(f): return lambda: run_through(map(f, batches))
+        def some(f, k=4):  # a turn of a few batches, others each time: many short turns, so that a busy moment meets both
+            bs = cycle(batches)
+            return lambda: run_through(f(next(bs)) for _ in range(k))
+        def rate(items, f): return items/seconds(f)
 
         flat = np.memmap(tmp/'flat.bin', np.float16, 'r', shape=(n,*store.latent_shape))
-        def memmap():
-            for b in batches: torch.from_numpy(flat[b]).float()
         np.testing.assert_array_equal(ds.gather(batches[0]).numpy(), flat[batches[0]])
-        row('batch256', 'memmap', memmap)
+        out.append(compare('loader', 'batch256', 'memmap', 'latents/s', some(ds.__getitems__), some(lambda b: torch.from_numpy(flat[b]).float()), count=1024, runs=turns))
 
         hf = datasets.concatenate_datasets([datasets.Dataset.from_file(str(store.path/s['file'])) for s in store.index['shards']]).with_format('torch')
-        def rate(items, f): return items/seconds(f)
-        def hf_rate(k=3): return rate(256*k, lambda: [hf[b.tolist()]['latent'].float() for b in batches[:k]])
-        our_rate = lambda: rate(256*len(batches), ours)
-        out.append(compare('loader', 'batch256', 'datasets_torch', 'latents/s', our_rate, hf_rate, runs=runs, measured=True))
+        hf_rows = some(lambda b: hf[b.tolist()]['latent'].float())
+        out.append(compare('loader', 'batch256', 'datasets_torch', 'latents/s', some(ds.__getitems__), hf_rows, count=1024, runs=turns//4))
 
+        our_rate = lambda: rate(batches.size, each(ds.__getitems__))
         (tmp/'npy').mkdir(); files = [tmp/'npy'/f'{i}.npy' for i in range(n_files)]
         for f,z in zip(files, flat): np.save(f, z)
-        def npy_rate(workers): return rate(n_files, lambda: [b for b in torch.utils.data.DataLoader(NpyFiles(files), 256, shuffle=True, num_workers=workers)])
+        def npy_rate(workers): return rate(n_files, lambda: run_through(torch.utils.data.DataLoader(NpyFiles(files), 256, shuffle=True, num_workers=workers)))
         out.append(compare('loader', 'batch256', 'npy_files', 'latents/s', our_rate, lambda: max(map(npy_rate, (0,2))), runs=runs, measured=True))
 
         dls = latent_dls(store, bs=256, valid_bs=256)
-        def epoch(): return rate(n//256*256, lambda: [b for b in dls.train])
-        def gather(): return rate(256*len(batches), lambda: [ds.gather(b) for b in batches])
+        def epoch(): return rate(n//256*256, lambda: run_through(dls.train))
+        def gather(): return rate(batches.size, each(ds.gather))
         out.append(compare('loader', 'fastai_epoch', 'gather', 'latents/s', epoch, gather, runs=runs, measured=True))
         out.append(compare('loader', 'fastai_epoch', 'getitems', 'latents/s', epoch, our_rate, runs=runs, measured=True))
         del hf, flat

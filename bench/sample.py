@@ -74,7 +74,7 @@ def cifar10(judge=False):
     from latentfast.unet import LatentUNet
     state = lambda name: torch.load(CIFAR/f'{name}.pt', map_location='cpu', weights_only=True)
     store, unet = LatentStore(CIFAR/'store'), LatentUNet.from_size('tiny', sample_size=8)
-    unet.load_state_dict(state('mse')['cbs']['ema']['model'])
+    unet.load_state_dict(state('MSE-0')['cbs']['ema']['model'])
     nets = [classifier_learner(latent_dls(store), arch='tiny').model]
     nets[0].load_state_dict(state('classifier')['model'])
     if judge:
@@ -148,7 +148,7 @@ def run(quick=False, case=None, model=None, store=None, features=None, judge=Fal
     if case=='overhead': return rows
     with tempfile.TemporaryDirectory() as tmp:
         if model: what, name = saved(model, store, features), str(model)
-        elif not quick and (CIFAR/'mse.pt').exists(): what, name = cifar10(judge), 'cifar10'
+        elif not quick and (CIFAR/'MSE-0.pt').exists(): what, name = cifar10(judge), 'cifar10'
         else: what, name, kw = trained(tmp), 'trained for some seconds', {**kw, 'n': 200}
         if quick: kw.update(n=min(kw.get('n', 200), 200), samplers=('ddim','unipc'), calls=(5,10,20))
         return rows + calls_to_ddim100(*what, model=name, **kw)
