@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['BUNDLED', 'to_tensor', 'to_uint8', 'grid_image', 'show_images', 'LatentCodec', 'fast_dtype', 'psnr']
 
-# %% ../nbs/01_autoencoder.ipynb #8a722ae2
+# %% ../nbs/01_autoencoder.ipynb #897b0b37
 import hashlib, json, os
 from pathlib import Path
 import numpy as np, torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-# %% ../nbs/01_autoencoder.ipynb #bf9e72f8
+# %% ../nbs/01_autoencoder.ipynb #947b7cb8
 def to_tensor(
     pictures  # One uint8 array [H,W,3], or a list or array [B,H,W,3] of them; or PIL pictures
 ) -> Tensor:  # Float [B,3,H,W] in [-1,1]
@@ -24,14 +24,14 @@ def to_tensor(
     if a.dtype!=np.uint8 or a.shape[-1]!=3: raise ValueError(f'to_tensor wants uint8 pictures [B,H,W,3]; this is {a.dtype} {a.shape}.')
     return torch.from_numpy(np.ascontiguousarray(a.transpose(0,3,1,2))).float()/127.5-1
 
-# %% ../nbs/01_autoencoder.ipynb #34395115
+# %% ../nbs/01_autoencoder.ipynb #85a07360
 def to_uint8(
     x:Tensor  # Pictures [B,3,H,W] in [-1,1]; what is outside is clipped
 ) -> np.ndarray:  # uint8 [B,H,W,3]
     "A batch in [-1,1] to uint8 pictures"
     return ((x.detach().float().clamp(-1,1)+1)*127.5).round().to(torch.uint8).permute(0,2,3,1).cpu().numpy()
 
-# %% ../nbs/01_autoencoder.ipynb #c6a88a27
+# %% ../nbs/01_autoencoder.ipynb #db99961f
 def grid_image(
     x,             # Pictures [B,3,H,W] in [-1,1], or uint8 [B,H,W,3]
     ncol:int=None, # Pictures in a row; as square as possible if not given
@@ -49,7 +49,7 @@ def grid_image(
         out[r*(h+pad):r*(h+pad)+h, c*(w+pad):c*(w+pad)+w] = p
     return Image.fromarray(out)
 
-# %% ../nbs/01_autoencoder.ipynb #0985caaa
+# %% ../nbs/01_autoencoder.ipynb #812c6089
 def show_images(
     x,             # Pictures [B,3,H,W] in [-1,1], or uint8 [B,H,W,3]
     ncol:int=None, # Pictures in a row
@@ -68,7 +68,7 @@ def show_images(
         if titles: ax.set_title(titles[i], fontsize=8)
     fig.tight_layout(pad=.2)
 
-# %% ../nbs/01_autoencoder.ipynb #055cf580
+# %% ../nbs/01_autoencoder.ipynb #66f51bcc
 BUNDLED = Path(__file__).parent/'models' if '__file__' in globals() else Path('../latentfast/models')
 
 def _fingerprint(model):
@@ -99,7 +99,7 @@ def _load_autoencoder(path):
         raise FileNotFoundError(f"No autoencoder {path!r}: it is neither 'tiny', nor a folder here, nor could it be had from the hub "
                                 f'({type(e).__name__}: {str(e).splitlines()[0][:120]}).') from None
 
-# %% ../nbs/01_autoencoder.ipynb #0ba65bac
+# %% ../nbs/01_autoencoder.ipynb #fbcb5d76
 class LatentCodec:
     "Pictures to latents and back with a frozen diffusers autoencoder"
     def __init__(self,
@@ -167,7 +167,7 @@ class LatentCodec:
         n = sum(p.numel() for p in self.model.parameters())
         return f'LatentCodec({self.name}: {type(self.model).__name__}, {n/1e6:.1f} M parameters, {self.factor} times down, {self.channels} channels)'
 
-# %% ../nbs/01_autoencoder.ipynb #352e06c7
+# %% ../nbs/01_autoencoder.ipynb #ba684480
 def fast_dtype(
     device='cpu'  # A torch device or its name
 ) -> torch.dtype: # bfloat16 or float32
@@ -180,7 +180,7 @@ def fast_dtype(
     else: fast = device.type=='mps'
     return torch.bfloat16 if fast else torch.float32
 
-# %% ../nbs/01_autoencoder.ipynb #b9c644af
+# %% ../nbs/01_autoencoder.ipynb #26ac3579
 def psnr(
     y:Tensor, # Pictures [B,3,H,W] in [-1,1]
     x:Tensor  # The pictures they should be, same shape and range

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AutoPrecision', 'AutocastLearner', 'fused_adamw', 'EpochSeed', 'Checkpoint', 'TrainProgress']
 
-# %% ../nbs/04a_callbacks.ipynb #5787d280
+# %% ../nbs/04a_callbacks.ipynb #6aaf4cbb
 import random, time
 from pathlib import Path
 import numpy as np, torch
@@ -20,7 +20,7 @@ from torch import nn
 from .autoencoder import fast_dtype
 from .store import replacing
 
-# %% ../nbs/04a_callbacks.ipynb #34892d7d
+# %% ../nbs/04a_callbacks.ipynb #b5b7e5e6
 class AutoPrecision(Callback):
     "Autocast to `dtype`, and channels-last memory for batches of maps"
     order = 10
@@ -47,7 +47,7 @@ class AutoPrecision(Callback):
     def after_cancel_batch(self): self._exit()
     def after_fit(self): self._exit()
 
-# %% ../nbs/04a_callbacks.ipynb #3355b249
+# %% ../nbs/04a_callbacks.ipynb #7bc5fcb2
 class AutocastLearner(Learner):
     "A fastai `Learner` that leaves the autocast of its `AutoPrecision` however a batch ends"
     def one_batch(self, i, b):
@@ -56,7 +56,7 @@ class AutocastLearner(Learner):
         finally:
             if hasattr(self, 'auto_precision'): self.auto_precision._exit()
 
-# %% ../nbs/04a_callbacks.ipynb #6e157d68
+# %% ../nbs/04a_callbacks.ipynb #ddd41682
 def fused_adamw(
     params,        # Parameters or groups of them, as fastai gives them
     lr:float=1e-3, # Learning rate; fastai's schedules set it
@@ -67,7 +67,7 @@ def fused_adamw(
     def opt(groups, **kw): return torch.optim.AdamW(groups, fused=True, **kw)
     return OptimWrapper(params, opt, lr=lr, weight_decay=wd, eps=eps)
 
-# %% ../nbs/04a_callbacks.ipynb #705bb83f
+# %% ../nbs/04a_callbacks.ipynb #5b440757
 class EpochSeed(Callback):
     "Seed all random numbers, and the order of the training batches, from (`seed`, epoch) as each epoch starts"
     order = -20
@@ -81,7 +81,7 @@ class EpochSeed(Callback):
     def before_train(self):    self.dls.train.rng = random.Random(self._seed(0))
     def before_validate(self): self._seed(1)
 
-# %% ../nbs/04a_callbacks.ipynb #a6d94bb0
+# %% ../nbs/04a_callbacks.ipynb #4c9cf722
 def _rng_state():
     "The state of Python's, NumPy's and torch's random numbers, as tensors and plain values"
     name,keys,*rest = np.random.get_state()
@@ -162,7 +162,7 @@ def _plain(o):
     if isinstance(o, (list,tuple)) or type(o).__name__=='L': return type(o)(map(_plain, o)) if isinstance(o, (list,tuple)) else [_plain(v) for v in o]
     return o.item() if isinstance(o, np.generic) else o
 
-# %% ../nbs/04a_callbacks.ipynb #23ab9d96
+# %% ../nbs/04a_callbacks.ipynb #b18f242d
 class TrainProgress(Callback):
     "One tqdm bar over all epochs, with batches a second, the time left and the losses"
     order, run_valid = Recorder.order+11, True

@@ -7,7 +7,7 @@ __all__ = ['no_condition', 'ConditionDropout', 'ClassCondition', 'class_numbers'
            'WordCondition', 'TextEncoder', 'store_text', 'TextCondition', 'known_encoder', 'PictureCondition',
            'conditions', 'describe', 'SceneReader', 'caption_solids', 'prompts_right', 'train_reader']
 
-# %% ../nbs/07_conditioning.ipynb #05d70ac6
+# %% ../nbs/07_conditioning.ipynb #3704504c
 import hashlib, json, re, warnings
 from collections import Counter
 from functools import cached_property
@@ -20,7 +20,7 @@ from .autoencoder import BUNDLED
 from .scenes import COLOURS, SHAPES
 from .store import LatentDataset, LatentStore, replacing
 
-# %% ../nbs/07_conditioning.ipynb #74076bb9
+# %% ../nbs/07_conditioning.ipynb #27eea2f4
 def no_condition(
     cond:dict,        # A condition: a dict of tensors [B,...]
     where:Tensor=None # bool [B]: only in these rows; in all if not given
@@ -31,7 +31,7 @@ def no_condition(
         return none if where is None else torch.where(where.to(v.device).view(-1, *[1]*(v.ndim-1)), none, v)
     return {k: nothing(k, v) for k,v in cond.items()}
 
-# %% ../nbs/07_conditioning.ipynb #5a691794
+# %% ../nbs/07_conditioning.ipynb #6c2d3833
 class ConditionDropout(Callback):
     "Take the condition of a random share of each training batch away"
     order, run_valid = 6, False  # after Noising has put it beside the latents
@@ -47,7 +47,7 @@ class ConditionDropout(Callback):
         drop = torch.rand(b*n)[r*b:(r+1)*b]<self.p
         self.learn.xb = (*self.xb[:2], no_condition(self.xb[2], drop))
 
-# %% ../nbs/07_conditioning.ipynb #f560e4e5
+# %% ../nbs/07_conditioning.ipynb #93bdcfdc
 class ClassCondition:
     "The class of each picture, as `label` int64 [B]; ValueError for a store without classes"
     def __init__(self,
@@ -79,7 +79,7 @@ def class_numbers(
     if len(labels) not in (1,n): raise ValueError(f'{len(labels)} classes were given for {n} pictures: give one, or one a picture.')
     return torch.tensor(numbers)
 
-# %% ../nbs/07_conditioning.ipynb #0bbba71b
+# %% ../nbs/07_conditioning.ipynb #2b5af628
 _WORD = re.compile(r'\w+|[^\w\s]')
 def _split(text): return _WORD.findall((text or '').lower())
 
@@ -120,7 +120,7 @@ class CaptionTokenizer:
 def _warn_cut(text, cut, length):
     warnings.warn(f'The prompt {text[:60]!r}... is longer than the {length} words or pieces that the text encoder takes. This was cut off: {cut!r}.')
 
-# %% ../nbs/07_conditioning.ipynb #360319d2
+# %% ../nbs/07_conditioning.ipynb #8acf66e7
 class CaptionEncoder(nn.Module):
     "A small transformer over words, to be trained with the U-Net that it is part of"
     def __init__(self,
@@ -144,7 +144,7 @@ class CaptionEncoder(nn.Module):
         with torch.autocast(tokens.device.type, enabled=False):
             return self.layers(self.emb(tokens)+self.pos[:tokens.shape[1]], src_key_padding_mask=hidden),mask
 
-# %% ../nbs/07_conditioning.ipynb #b697b7c7
+# %% ../nbs/07_conditioning.ipynb #8b867697
 def _captions(store, split):
     "The captions of a split, '' where there is none. ValueError if there are none at all"
     ds = LatentDataset(store, split)
@@ -176,7 +176,7 @@ class WordCondition:
         if dataset.split not in self.tables: self.tables[dataset.split] = self.tokenizer(_captions(self.store, dataset.split)).short()
         return dict(tokens=self.tables[dataset.split][np.asarray(rows)].long())
 
-# %% ../nbs/07_conditioning.ipynb #61cdb32f
+# %% ../nbs/07_conditioning.ipynb #94d6d584
 def _encoder_folder(name):
     "Where an encoder is to be had: 'minilm' is inside a package"
     if str(name)!='minilm': return name
@@ -227,7 +227,11 @@ class TextEncoder:
         for k,v in sorted(self.model.state_dict().items()): h.update(k.encode()+v.detach().cpu().to(torch.float16).contiguous().numpy().tobytes())
         return f'{type(self.model).__name__}-{h.hexdigest()[:16]}'
 
-    def to(self, device): self.model.to(device); return self
+    def to(self,
+        device  # Where the network is to be
+    ):
+        "Move the network; gives the encoder itself"
+        self.model.to(device); return self
 
     @torch.no_grad()
     def __call__(self,
@@ -245,7 +249,7 @@ class TextEncoder:
         mask = b['attention_mask'].bool().cpu() & torch.tensor([bool(t.strip()) for t in texts])[:,None]
         return states.float().cpu(),mask
 
-# %% ../nbs/07_conditioning.ipynb #7ceb9ed2
+# %% ../nbs/07_conditioning.ipynb #45e93bc6
 def _shards(store): return [s['checksum'] for s in store.index['shards']]
 
 def store_text(
@@ -333,7 +337,7 @@ def known_encoder(
         raise ValueError(f"The captions were read by {about['fingerprint']}; what is now found as {about['name']} is {encoder.fingerprint}: put back the one it was.")
     return encoder
 
-# %% ../nbs/07_conditioning.ipynb #f371cb13
+# %% ../nbs/07_conditioning.ipynb #f102a0c3
 class PictureCondition:
     "Normalised latents of the pictures in another store that have the same keys, as `picture` [B,C,h,w]; ValueError if one has no such picture"
     def __init__(self,
@@ -368,7 +372,7 @@ class PictureCondition:
             if (here := where[:,0]==k).any(): z[torch.from_numpy(here)] = d.__getitems__(where[here,1])[0].float()
         return dict(picture=self.other.normalizer.normalize(z))
 
-# %% ../nbs/07_conditioning.ipynb #054fbe30
+# %% ../nbs/07_conditioning.ipynb #9e785702
 def conditions(
     store,  # A `LatentStore`
     cond    # None, 'class', 'text', a second store or its folder, a condition made before, or a list of such
@@ -383,7 +387,7 @@ def conditions(
     if isinstance(cond, LatentStore) or isinstance(cond, (str,Path)) and Path(cond).is_dir(): return [PictureCondition(store, cond)]
     raise ValueError(f"cond={str(cond)!r}: give 'class', 'text', or a second store with the pictures that are the condition.")
 
-# %% ../nbs/07_conditioning.ipynb #9d45bbce
+# %% ../nbs/07_conditioning.ipynb #13b066d6
 def describe(
     unet,                 # A `LatentUNet`
     n:int,                # How many pictures
@@ -435,7 +439,7 @@ def _read(unet, texts, encoder):
     text,mask = encoder()(texts)
     return dict(text=text, mask=mask)
 
-# %% ../nbs/07_conditioning.ipynb #1d00d363
+# %% ../nbs/07_conditioning.ipynb #b1490774
 class SceneReader(nn.Module):
     "Which solids a picture of `scenes` shows: for each colour no solid, or its shape"
     def __init__(self,
@@ -468,7 +472,7 @@ class SceneReader(nn.Module):
         reader = cls(); reader.load_state_dict({k: v.float() if v.is_floating_point() else v for k,v in load_file(BUNDLED/'reader'/'reader.safetensors').items()})
         return reader.eval().requires_grad_(False)
 
-# %% ../nbs/07_conditioning.ipynb #8a96a37e
+# %% ../nbs/07_conditioning.ipynb #7d8962e8
 _SOLID = re.compile(rf'\b({"|".join(COLOURS)}) ({"|".join(SHAPES)})\b')
 
 def caption_solids(
@@ -489,7 +493,7 @@ def prompts_right(
     right = dict(count=lambda a, b: len(a)==len(b), colour=lambda a, b: set(a)==set(b), shape=lambda a, b: sorted(a.values())==sorted(b.values()), all=lambda a, b: a==b)
     return {k: float(np.mean([f(*p) for p in pairs])) for k,f in right.items()}
 
-# %% ../nbs/07_conditioning.ipynb #88a21cf8
+# %% ../nbs/07_conditioning.ipynb #8ed7294c
 def train_reader(
     x:Tensor,        # Decoded pictures uint8 [n,3,64,64]
     captions,        # Their captions

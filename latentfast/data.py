@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['NormalizeLatents', 'LatentDL', 'LatentDataLoaders', 'latent_dls']
 
-# %% ../nbs/04_data.ipynb #ddbf99ef
+# %% ../nbs/04_data.ipynb #8a251e72
 import random, warnings
 from functools import cached_property
-from itertools import islice
 import numpy as np, torch
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import CategoryMap
@@ -18,14 +17,16 @@ from .autoencoder import LatentCodec, show_images
 from .conditioning import conditions
 from .store import LatentDataset, LatentStore
 
-# %% ../nbs/04_data.ipynb #8a4afc47
+# %% ../nbs/04_data.ipynb #2d3af4a0
 class NormalizeLatents(ItemTransform):
     "Batch transform `(z, y)` to `(normalised z, y)`; `decode` takes it back"
-    def __init__(self, normalizer): self.normalizer = normalizer
+    def __init__(self,
+        normalizer # The store's `LatentNormalizer`
+    ): self.normalizer = normalizer
     def encodes(self, b): return (self.normalizer.normalize(b[0]), *b[1:])
     def decodes(self, b): return (self.normalizer.denormalize(b[0]), *b[1:])
 
-# %% ../nbs/04_data.ipynb #b8cfe6f7
+# %% ../nbs/04_data.ipynb #3edc9037
 class LatentDL(TfmdDL):
     "A fastai `DataLoader` over a `LatentDataset` that gathers whole batches"
     def __init__(self,
@@ -46,10 +47,13 @@ class LatentDL(TfmdDL):
         skip, self.skip = self.skip, 0
         return idxs[skip*self.bs:]
     def shuffle_fn(self, idxs): return np.random.default_rng(self.rng.getrandbits(64)).permutation(idxs)
+    def sample(self):  # a batch's indices at a time; fastai's own gives them one by one, which takes as long as the gather
+        idxs = self._DataLoader__idxs  # where fastai's `__iter__` keeps what `get_idxs` gave
+        return (idxs[i:i+self.bs] for i in range(self.offs*self.bs, len(idxs), self.num_workers*self.bs))
     def create_batches(self, samps):
-        samps, begin, self.begin = iter(samps), self.begin, None
+        begin, self.begin = self.begin, None
         if begin: begin()
-        while len(idxs := list(islice(samps, self.bs))):
+        for idxs in samps:
             if len(idxs)==self.bs or not self.drop_last: yield self._batch(idxs)
     def _batch(self, idxs):
         b = self.dataset.__getitems__(idxs)
@@ -79,10 +83,13 @@ class LatentDL(TfmdDL):
         titles = [f'{t}\n{p}' for t,p in zip(self._titles(b[1][:max_n]), self._titles(preds[:max_n]))]
         show_images(self.pictures(b, max_n), ncol=ncol, titles=titles)
 
-# %% ../nbs/04_data.ipynb #2b00f4de
+# %% ../nbs/04_data.ipynb #9ba3b331
 class LatentDataLoaders(DataLoaders):
     "fastai `DataLoaders` that know their `store`, `normalizer`, `classes`, conditions (`conds`) and, when first asked, their `codec`"
-    def __init__(self, *loaders, store, **kwargs):
+    def __init__(self, *loaders,
+        store:LatentStore, # Where the latents of all loaders are from
+        **kwargs
+    ):
         super().__init__(*loaders, **kwargs)
         self.store, self.normalizer, self.classes, self.conds = store, store.normalizer, store.classes, self.loaders[0].conds
         for dl in self.loaders: dl.owner = self
@@ -95,12 +102,12 @@ class LatentDataLoaders(DataLoaders):
         self.store.check_codec(codec)
         return codec
 
-# %% ../nbs/04_data.ipynb #87aedf67
+# %% ../nbs/04_data.ipynb #ea5e12d5
 LatentDL.codec = property(lambda self: self.owner.codec)
 LatentDL.classes = property(lambda self: self.dataset.store.classes)
 LatentDL.vocab = property(lambda self: self.owner.vocab)
 
-# %% ../nbs/04_data.ipynb #a5eda59a
+# %% ../nbs/04_data.ipynb #6c09795d
 def latent_dls(
     store,              # A `LatentStore` or its folder
     bs:int=64,          # Latents in a batch

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['fit_preview', 'preview', 'show_steps', 'save_animation', 'decode_tiled']
 
-# %% ../nbs/10c_decoding.ipynb #c0f33902
+# %% ../nbs/10c_decoding.ipynb #c88d8013
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch import nn, Tensor
 from PIL import Image
 from .autoencoder import LatentCodec, grid_image
 
-# %% ../nbs/10c_decoding.ipynb #779802e4
+# %% ../nbs/10c_decoding.ipynb #ecde4e7b
 @torch.no_grad()
 def fit_preview(
     source,           # A `LatentStore`; or pictures [B,3,H,W] in [-1,1], with `codec`
@@ -43,7 +43,7 @@ def preview(
     m,b = (torch.as_tensor(o, dtype=torch.float32, device=z.device) for o in (matrix, bias))
     return (torch.einsum('bchw,cr->brhw', z.float(), m)+b.view(3,1,1)).clamp(-1,1)
 
-# %% ../nbs/10c_decoding.ipynb #100115c9
+# %% ../nbs/10c_decoding.ipynb #db09e261
 def show_steps(
     steps,           # What `sample(..., yield_steps=True)` gives: latents [n,C,h,w] for each step; or pictures [n,3,H,W] in [-1,1]
     decode=None,     # Function from latents to pictures, such as `decode`, `pipe.decode` or a preview; not given: they are pictures
@@ -56,7 +56,7 @@ def show_steps(
     i = np.unique(np.linspace(0, len(steps)-1, min(ncol, len(steps))).round().astype(int))
     return grid_image(torch.stack([(decode or (lambda x: x))(steps[j]).cpu() for j in i], 1).flatten(0,1), ncol=len(i), scale=scale)
 
-# %% ../nbs/10c_decoding.ipynb #da0894f3
+# %% ../nbs/10c_decoding.ipynb #0d7f4689
 def save_animation(
     path,               # Where to: .gif, .webp or .png (an animated PNG)
     steps,              # As for `show_steps`
@@ -78,7 +78,7 @@ def save_animation(
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0, **kw)
     return path
 
-# %% ../nbs/10c_decoding.ipynb #3514dc02
+# %% ../nbs/10c_decoding.ipynb #9ef2afe7
 @contextmanager
 def _norms_of_whole(codec, z, side):
     "The codec's group norms with the means and variances of a small version, `side` latents long, of one large picture"
@@ -96,7 +96,7 @@ def _norms_of_whole(codec, z, side):
     finally:
         for o in hooks: o.remove()
 
-# %% ../nbs/10c_decoding.ipynb #069efe93
+# %% ../nbs/10c_decoding.ipynb #f8967050
 def _ramp(n, lo, hi, device):
     "Weights [n] of a tile's rows: rising over the first `lo` places and falling over the last `hi`"
     i = torch.arange(n, device=device)+.5

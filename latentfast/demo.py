@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNET_EPOCHS', 'demo_plan', 'demo']
 
-# %% ../nbs/16_demo.ipynb #dc7e66cf
+# %% ../nbs/16_demo.ipynb #7a9724cc
 import html, json, shutil, time
 from pathlib import Path
 import numpy as np, torch
@@ -22,7 +22,7 @@ from .report import figure_html, picture_html, report_html, table_html
 from .scenes import make_scenes
 from .training import SampleProgress, diffusion_learner
 
-# %% ../nbs/16_demo.ipynb #a2eb0f24
+# %% ../nbs/16_demo.ipynb #2c83acff
 UNET_EPOCHS = 36  # with 750 pictures for each minute
 
 def demo_plan(
@@ -33,7 +33,7 @@ def demo_plan(
     n = int(np.clip(750*minutes, 400, 20_000))
     return dict(n_scenes=n, classifier_epochs=8, unet_epochs=max(2, round(UNET_EPOCHS*minutes*750/n)), n_samples=int(np.clip(128*minutes, 64, 1024)))
 
-# %% ../nbs/16_demo.ipynb #782db35b
+# %% ../nbs/16_demo.ipynb #fd6f5cdf
 def _timed(times, name):
     "Context manager that notes how long its block took"
     from contextlib import contextmanager
@@ -64,7 +64,7 @@ def _unet(store, folder, epochs, perceptual, seed, size, progress, label):
     learn.export_pipeline(folder)
     return learn
 
-# %% ../nbs/16_demo.ipynb #a199e155
+# %% ../nbs/16_demo.ipynb #bad4434e
 def demo(
     out='demo',            # Folder for everything that is made
     minutes:float=8.,      # Scales the work; about how long it takes on two cores
@@ -108,7 +108,7 @@ def demo(
     say(f'{sum(times.values())/60:.1f} minutes. Look at {out/"report.html"} and {out/"samples.png"}.')
     return out/'report.html'
 
-# %% ../nbs/16_demo.ipynb #dfbef961
+# %% ../nbs/16_demo.ipynb #11be4d2e
 def _claim(out, settings):
     "Make `out`, or go on in one that an earlier demo with the same settings began"
     note = out/'demo.json'
@@ -128,7 +128,7 @@ def _nearest_picture(learn, z, store, nets):
     i = nearest(features(net, z), features(net, train), k=1)
     return grid_image(torch.cat([learn.decode(z), learn.decode(train[torch.as_tensor(i).flatten()])]), ncol=len(z))
 
-# %% ../nbs/16_demo.ipynb #c22bb376
+# %% ../nbs/16_demo.ipynb #f959aa92
 def _report(src, store, learners, pictures, scores, nets, times, plan, settings):
     import matplotlib.pyplot as plt
     first = next(iter(learners.values()))

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['latent_mask', 'slerp', 'ddim_invert', 'variations']
 
-# %% ../nbs/10b_editing.ipynb #b9a0ef4d
+# %% ../nbs/10b_editing.ipynb #622559b6
 import numpy as np, torch, torch.nn.functional as F
 from torch import Tensor
 from .sampling import initial_noise, predict, timesteps
 from .schedule import abar, timestep_to_t, to_eps
 
-# %% ../nbs/10b_editing.ipynb #66d295b4
+# %% ../nbs/10b_editing.ipynb #c5e94ccd
 def latent_mask(
     mask,           # 1, True or white where something new is made: a picture, array [H,W], or tensor [H,W] or [B,1,H,W]; uint8 up to 255
     factor:int=8    # How many times smaller the latents are: the codec's `factor`
@@ -25,7 +25,7 @@ def latent_mask(
                          f'this is {list(m.shape)}, {m.min():.3g} to {m.max():.3g}.')
     return F.max_pool2d(m, factor)
 
-# %% ../nbs/10b_editing.ipynb #97cb259a
+# %% ../nbs/10b_editing.ipynb #584c44c9
 def slerp(
     a:Tensor,  # Noise [B,C,h,w], or of one sample, in any other number of dimensions
     b:Tensor,  # Noise of the same shape
@@ -41,7 +41,7 @@ def slerp(
     if (angle<1e-4).all(): return torch.lerp(a, b, t)
     return (((1-t)*angle).sin()*a + (t*angle).sin()*b)/angle.sin().clamp(min=1e-6)
 
-# %% ../nbs/10b_editing.ipynb #6d0bf5db
+# %% ../nbs/10b_editing.ipynb #e4b3a2ed
 @torch.no_grad()
 def ddim_invert(
     model,                 # Anything that `predict` can ask
@@ -65,7 +65,7 @@ def ddim_invert(
         x, here = y, there
     return x
 
-# %% ../nbs/10b_editing.ipynb #76067282
+# %% ../nbs/10b_editing.ipynb #be2c59ad
 def variations(
     noise:Tensor,      # Noise of one sample [C,h,w], from `initial_noise` or `ddim_invert`
     n:int,             # How many

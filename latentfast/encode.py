@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['encode']
 
-# %% ../nbs/03_encode.ipynb #35fdb837
+# %% ../nbs/03_encode.ipynb #e073a2ab
 import errno, json, logging, os, socket, warnings
 from copy import copy
 from collections import deque, namedtuple
@@ -19,7 +19,7 @@ from .autoencoder import LatentCodec, fast_dtype
 from .sources import find_pictures, load_picture
 from .store import LatentQuantizer, LatentStore, fetch_store, is_url, read_index, replacing, shard_record, write_index, write_shard, _open_shard, _shard_problem
 
-# %% ../nbs/03_encode.ipynb #c7151f29
+# %% ../nbs/03_encode.ipynb #9f5447eb
 @torch.inference_mode()
 def _encode_batch(codec, pictures, dtype, flip=False, moments=False):
     "A list of uint8 pictures to columns of float16 latents on the codec's device"
@@ -39,15 +39,23 @@ def _encode_fitting(codec, pictures, *args):
     a, b = (_encode_fitting(codec, ps, *args) for ps in (pictures[:n], pictures[n:]))
     return {k: torch.cat([a[k], b[k]]) for k in a}
 
-# %% ../nbs/03_encode.ipynb #c4367e0d
+# %% ../nbs/03_encode.ipynb #3e8704ad
 _NOT_THE_PICTURE = {getattr(errno, e, None) for e in 'EMFILE ENFILE ENOMEM EIO ESTALE ENOTCONN ETIMEDOUT ENODEV ENXIO'.split()} - {None}
-_Job = namedtuple('_Job', 'pictures path url plan shape workers')  # all that is needed to make any shard, anywhere
+_Job = namedtuple('_Job', 'pictures path url plan shape workers transform', defaults=[None])  # all that is needed to make any shard, anywhere
+
+def _transformed(f, x):
+    y = np.asarray(f(x))
+    if y.shape!=x.shape or y.dtype!=np.uint8:
+        raise ValueError(f'transform made {y.dtype} {list(y.shape)} of a picture; uint8 {list(x.shape)} is wanted')
+    return y
 
 def _load(job, rows):
     "Pictures `rows` as arrays, or as a text that says what is wrong with one"
     out, ps, plan = [], job.pictures, job.plan
     for i in rows:
-        try: out.append(load_picture(ps.open(i), plan['size'], plan['crop'], max_pixels=plan['max_pixels'], seed=f'{plan["seed"]}/{ps.keys[i]}'))
+        try:
+            x = load_picture(ps.open(i), plan['size'], plan['crop'], max_pixels=plan['max_pixels'], seed=f'{plan["seed"]}/{ps.keys[i]}')
+            out.append(x if job.transform is None else _transformed(job.transform, x))
         except MemoryError: raise
         except Exception as e:
             if isinstance(e, OSError) and e.errno in _NOT_THE_PICTURE or not ps.reachable(): raise
@@ -69,7 +77,7 @@ def _decoded(job, batches, ahead=0, chunk=8):
         while queue: yield first()
     finally: pool.shutdown(cancel_futures=True)
 
-# %% ../nbs/03_encode.ipynb #87c5aee2
+# %% ../nbs/03_encode.ipynb #b125a532
 def _check_plan(path, old, new):
     "Raise ValueError that says in what the call differs from the one that began the store"
     if not isinstance(old, dict): raise ValueError(f'{path} was not made by encode: choose another folder.')
@@ -79,7 +87,7 @@ def _check_plan(path, old, new):
     if differ:
         raise ValueError(f'{path} was begun by another call: {"; ".join(differ)}. Give the same arguments to finish it, or another folder.')
 
-# %% ../nbs/03_encode.ipynb #2b3b28bd
+# %% ../nbs/03_encode.ipynb #4dc793b9
 def _try_lock(f):
     "Lock an open file without waiting; OSError if another has it"
     try: import fcntl
@@ -108,7 +116,7 @@ def _locked(path):
         if os.name=='posix': file.unlink(missing_ok=True)
         f.close()
 
-# %% ../nbs/03_encode.ipynb #44fbcc98
+# %% ../nbs/03_encode.ipynb #3d42f7bc
 def _finished_shard(file, keys, shape):
     "The record of a shard that an earlier run wrote, and its errors; None if it isn't there, or isn't whole"
     try:
@@ -126,7 +134,7 @@ def _units(pictures, rows):
         of = np.nonzero(splits==split)[0]
         for i in range(0, len(of), rows): yield f'{split}-{i//rows:05d}.arrow', of[i:i+rows].tolist()
 
-# %% ../nbs/03_encode.ipynb #99957780
+# %% ../nbs/03_encode.ipynb #a1e132ae
 _DTYPES = dict(bf16=torch.bfloat16, fp32=torch.float32)
 
 def _encode_shard(stream, rows, job, codec, tell):
@@ -173,7 +181,7 @@ def _make_shards(job, codec, units, tell=lambda n: None):
             writing = writer.submit(write, file, shard)
         if writing: yield writing.result()
 
-# %% ../nbs/03_encode.ipynb #a341c0e1
+# %% ../nbs/03_encode.ipynb #ae9de652
 class _RayEncoder:
     "One worker: makes the shard that it is given the number of"
     def __init__(self, refs):
@@ -209,7 +217,7 @@ def _ray_shards(job, codec, units, tell, address=None, num_gpus=0, concurrency=N
         context.enable_progress_bars = was
         if started: ray.shutdown()
 
-# %% ../nbs/03_encode.ipynb #0057a4b1
+# %% ../nbs/03_encode.ipynb #4d596515
 def _whole(name, x, least=1):
     if isinstance(x, bool) or not isinstance(x, (int, np.integer)) or x<least:
         raise ValueError(f'{name}={x} was given; it has to be a whole number, {least} or more.')
@@ -246,7 +254,7 @@ def _bar(**kwargs):
     look = '{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, ends {eta:%H:%M}, {rate_fmt}]'
     return tqdm(bar_format=look, unit=' pictures', **kwargs)
 
-# %% ../nbs/03_encode.ipynb #eda8a6f9
+# %% ../nbs/03_encode.ipynb #78145153
 def _finished(path, plan):
     "The store, if the same call finished it before; None if there is none, or shards of it are gone or cut short"
     if not (path/'index.json').exists() or (path/'plan.json').exists(): return None  # the plan is the last thing to go
@@ -291,7 +299,7 @@ def _begin(job, codec, auto):
     with replacing(file) as f: f.write(json.dumps(plan, indent=1).encode())
     return plan
 
-# %% ../nbs/03_encode.ipynb #f12031b6
+# %% ../nbs/03_encode.ipynb #3c9bb2dc
 def encode(
     src,                  # Pictures: a folder, or another source that `find_pictures` knows
     store,                # Folder of the store, or an fsspec address; new or empty, or one that the same call began
@@ -302,6 +310,7 @@ def encode(
     valid_pct:float=.1,   # Share held out for validation if the source has no such split
     captions=None,        # Dict of key to caption, or a file of them; the source's own if not given
     crop:str='center',    # 'center', 'random' or 'none', see `load_picture`
+    transform=None,       # A function of each picture, uint8 [H,W,3] to the same: for a store of sketches or blurred ones, to be another's condition
     flip:bool=False,      # Also store the latents of the mirrored pictures?
     moments:bool=False,   # Also store the posterior's standard deviation?
     dtype:str='float16',  # What latents are stored in: 'float16', or 'int8' for half the bytes
@@ -331,11 +340,12 @@ def encode(
         raise ValueError(f'moments=True was given, and {codec!r} has no posterior to keep the standard deviation of: leave it out.')
     plan = dict(codec=codec.name, fingerprint=codec.fingerprint, size=size, crop=crop, flip=flip, moments=moments, dtype=dtype, precision=precision,
                 batch_size=batch_size, shard_rows=shard_rows, valid_pct=float(valid_pct), seed=seed, max_pixels=max_pixels,
-                captions=pictures.captions is not None, pictures=len(pictures), hash=pictures.hash())
+                captions=pictures.captions is not None, pictures=len(pictures), hash=pictures.hash(),
+                transform=transform and getattr(transform, '__qualname__', repr(transform)))
     if done := _finished(path, plan):
         if progress: print(f'{store} was finished before; nothing to do.')
         return done
-    job = _Job(pictures, path, url, plan, (codec.channels, size//codec.factor, size//codec.factor), workers)
+    job = _Job(pictures, path, url, plan, (codec.channels, size//codec.factor, size//codec.factor), workers, transform)
     path.mkdir(parents=True, exist_ok=True)
     with _locked(path):
         job = job._replace(plan=_begin(job, codec, 'bf16' if num_gpus or fast_dtype(codec.device)==torch.bfloat16 else 'fp32'))

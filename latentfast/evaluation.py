@@ -8,7 +8,7 @@ __all__ = ['frechet_distance', 'mean_cov', 'fid', 'fid_infinity', 'kid', 'precis
            'features_id', 'latent_stats', 'picture_stats', 'nearest', 'evaluate', 'score_text', 'show_nearest',
            'FIDMetric']
 
-# %% ../nbs/13_evaluation.ipynb #cf4482b1
+# %% ../nbs/13_evaluation.ipynb #6a9c4bb0
 import hashlib, json, math, os
 from functools import cache, partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from .sources import find_pictures, load_picture
 from .store import LatentStore, replacing
 from .training import DiffusionLearner
 
-# %% ../nbs/13_evaluation.ipynb #bad7a5cc
+# %% ../nbs/13_evaluation.ipynb #6ec728b9
 def frechet_distance(
     mu1:Tensor,  # Mean of the first Gaussian [F]
     cov1:Tensor, # Its covariance [F,F]
@@ -45,7 +45,7 @@ def frechet_distance(
     cross = torch.linalg.eigvalsh(root@cov2@root).clamp(min=0).sqrt().sum()
     return max(0., ((mu1-mu2).square().sum() + cov1.trace() + cov2.trace() - 2*cross).item())
 
-# %% ../nbs/13_evaluation.ipynb #eaa23cb6
+# %% ../nbs/13_evaluation.ipynb #e6f2dabc
 def mean_cov(
     batches # Batches of features [b,F], one after the other
 ) -> tuple: # Mean [F] and covariance [F,F], float64
@@ -58,7 +58,7 @@ def mean_cov(
     if n<2: raise ValueError(f'A covariance wants 2 rows of features or more; there are {n}.')
     return shift+s/n, (ss-s.outer(s)/n)/(n-1)
 
-# %% ../nbs/13_evaluation.ipynb #fa66d292
+# %% ../nbs/13_evaluation.ipynb #ff088f90
 def _check(f1, f2, least=2):
     "Two feature matrices that can be compared, on the CPU"
     f1,f2 = (torch.as_tensor(f).detach().cpu() for f in (f1,f2))
@@ -79,7 +79,7 @@ def fid(
     f1,f2 = _check(f1, f2)
     return frechet_distance(*mean_cov(f1.split(4096)), *mean_cov(f2.split(4096)))
 
-# %% ../nbs/13_evaluation.ipynb #a475db6b
+# %% ../nbs/13_evaluation.ipynb #961f81a1
 def fid_infinity(
     f1:Tensor,      # Features [N1,F]
     f2:Tensor,      # Features [N2,F]
@@ -98,14 +98,14 @@ def fid_infinity(
     off, share = (ys-level-slope*inv)[1:], 1/inv[1:]
     return float(level), math.sqrt((off**2*share/(1-share)).sum()/(points-2))
 
-# %% ../nbs/13_evaluation.ipynb #bcde67ab
+# %% ../nbs/13_evaluation.ipynb #1d32c9b7
 def _mmd(x, y):
     "Unbiased squared MMD of two samples [n,F], [m,F] with the kernel (x·y/F+1)³"
     k = lambda a,b: (a@b.T/a.shape[1]+1)**3
     off = lambda m: (m.sum()-m.diagonal().sum())/(len(m)*(len(m)-1))
     return (off(k(x,x)) + off(k(y,y)) - 2*k(x,y).mean()).item()
 
-# %% ../nbs/13_evaluation.ipynb #7f0eb843
+# %% ../nbs/13_evaluation.ipynb #de9eda53
 def kid(
     f1:Tensor,             # Features [N1,F]
     f2:Tensor,             # Features [N2,F]
@@ -122,7 +122,7 @@ def kid(
     ks = torch.tensor([_mmd(pick(f1), pick(f2)) for _ in range(subsets)], dtype=torch.float64)
     return ks.mean().item(), (ks.std()*math.sqrt(m/(n-m))).item()
 
-# %% ../nbs/13_evaluation.ipynb #065fcc96
+# %% ../nbs/13_evaluation.ipynb #fdd94d99
 def _dist(a, b, chunk=1024):
     "Distances [N,M] in float64, by rows of `a`"
     b = b.double()
@@ -146,7 +146,7 @@ def precision_recall(
     f_gen,f_real = _check(f_gen, f_real, least=k+1)
     return _covered(f_gen, f_real, k), _covered(f_real, f_gen, k)
 
-# %% ../nbs/13_evaluation.ipynb #82d01f1f
+# %% ../nbs/13_evaluation.ipynb #ae222b70
 def density_coverage(
     f_gen:Tensor,  # Features of the samples [N,F]
     f_real:Tensor, # Features of real pictures [M,F]
@@ -158,7 +158,7 @@ def density_coverage(
     for d in _dist(f_gen, f_real): within = d<=radius; inside += within.sum().item(); hit |= within.any(0)
     return inside/(k*len(f_gen)), hit.double().mean().item()
 
-# %% ../nbs/13_evaluation.ipynb #7c7cbd51
+# %% ../nbs/13_evaluation.ipynb #8c584ce9
 def _call(net):
     "What gives features: the network's method `features` if it has one, else the network itself"
     f = getattr(net, 'features', None)
@@ -187,14 +187,14 @@ def features(
     if out.ndim!=2: raise ValueError(f'features: the network gave {list(out.shape)}; [N,F] or [N,F,h,w] is needed.')
     return out
 
-# %% ../nbs/13_evaluation.ipynb #ac59f1e8
+# %% ../nbs/13_evaluation.ipynb #fb207c6d
 def latents_8x8(
     z:Tensor # Latents [B,C,h,w]
 ) -> Tensor: # [B,C*64]
     "Features for where there is no network: the latents themselves, averaged to 8x8"
     return F.adaptive_avg_pool2d(z, 8).flatten(1)
 
-# %% ../nbs/13_evaluation.ipynb #3293d688
+# %% ../nbs/13_evaluation.ipynb #3a0df41a
 def _resize(x, size):
     "Pictures [B,3,H,W] at `size`, without aliasing; as they are if that is their size or None"
     return x if size is None or x.shape[-2:]==(size,size) else F.interpolate(x, (size,size), mode='bilinear', antialias=True)
@@ -213,11 +213,14 @@ class PictureFeatures(nn.Module):
         self.name = name or type(net).__name__
 
     def extra_repr(self): return f'size={self.size}, mean={self.mean}, std={self.std}'
-    def features(self, x):
+    def features(self,
+        x:Tensor  # Pictures [B,3,H,W] in [-1,1]
+    ) -> Tensor:  # [B,F], or maps
+        "What the network makes of the pictures, after the size and range that it wants"
         x = _resize(((x.clamp(-1,1)+1)*127.5).round()/255, self.size)
         return _call(self.net)((x-x.new_tensor(self.mean).view(3,1,1))/x.new_tensor(self.std).view(3,1,1))
 
-# %% ../nbs/13_evaluation.ipynb #a7be8d93
+# %% ../nbs/13_evaluation.ipynb #7316b526
 def timm_features(
     name:str,             # timm's name of a model, such as 'resnet18' or 'vit_small_patch14_dinov2.lvd142m'
     pretrained:bool=True, # Fetch trained weights; False for random ones, the same each time
@@ -248,7 +251,7 @@ def timm_features(
     cfg = resolve_model_data_config(net)
     return PictureFeatures(net.eval().requires_grad_(False), size or cfg['input_size'][-1], cfg['mean'], cfg['std'], name=f'timm {name}')
 
-# %% ../nbs/13_evaluation.ipynb #3ffb98a9
+# %% ../nbs/13_evaluation.ipynb #d33ed6be
 class _Bytes(nn.Module):
     "Pictures in [-1,1] as the bytes that torch-fidelity wants"
     def __init__(self, net): super().__init__(); self.net = net
@@ -271,7 +274,7 @@ def inception_features(
     safe = io.BytesIO(); torch.save(state, safe); safe.seek(0)
     return PictureFeatures(_Bytes(fidelity.FeatureExtractorInceptionV3('inception', ['2048'], safe)), name='Inception (torch-fidelity)')
 
-# %% ../nbs/13_evaluation.ipynb #692bed44
+# %% ../nbs/13_evaluation.ipynb #01d8e7db
 class _Pairs:
     "Pictures and labels, gathered in whole batches"
     def __init__(self, x, y): self.x, self.y = x, y
@@ -314,7 +317,7 @@ def _codec(store, codec=None, model=None):
     store.check_codec(codec)
     return codec
 
-# %% ../nbs/13_evaluation.ipynb #fa1d7808
+# %% ../nbs/13_evaluation.ipynb #98bd4e86
 def feature_net(
     spec=None # None or 'latents', a classifier's folder, 'timm:NAME', 'inception', with '@FILE' for weights; or a network or function
 ):            # What `features` takes
@@ -333,7 +336,7 @@ def feature_net(
 
 def _on_pictures(net): return isinstance(net, PictureFeatures)
 
-# %% ../nbs/13_evaluation.ipynb #5653a00b
+# %% ../nbs/13_evaluation.ipynb #7388faad
 def features_id(
     net # A network or function
 ) -> tuple: # Its name, and 12 hex digits of a SHA-256 of its structure and weights; None for a function of yours
@@ -345,7 +348,7 @@ def features_id(
         h.update(k.encode()+v.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return net.name if _on_pictures(net) else type(net).__name__, h.hexdigest()[:12]
 
-# %% ../nbs/13_evaluation.ipynb #e5b9b30b
+# %% ../nbs/13_evaluation.ipynb #adf587e4
 def latent_stats(
     z:Tensor # Latents [N,C,h,w]
 ) -> dict:   # `mean` and `std`, each a list of C numbers
@@ -354,7 +357,7 @@ def latent_stats(
     z = z.detach().cpu().double()
     return dict(mean=z.mean((0,2,3)).tolist(), std=z.std((0,2,3)).tolist())
 
-# %% ../nbs/13_evaluation.ipynb #38343c28
+# %% ../nbs/13_evaluation.ipynb #278bd0ca
 def picture_stats(
     x:Tensor # Pictures [N,3,H,W] in [-1,1]
 ) -> dict:   # `brightness`, `contrast`, `saturation`, each 0 to 1 and a mean over the pictures
@@ -364,7 +367,7 @@ def picture_stats(
     luma = (x*x.new_tensor([.299,.587,.114]).view(3,1,1)).sum(1)
     return dict(brightness=luma.mean().item(), contrast=luma.flatten(1).std(1).mean().item(), saturation=(x.amax(1)-x.amin(1)).mean().item())
 
-# %% ../nbs/13_evaluation.ipynb #8062b35d
+# %% ../nbs/13_evaluation.ipynb #01f58088
 def nearest(
     f_gen:Tensor,   # Features of the samples [N,F]
     f_train:Tensor, # Features of the training pictures [M,F]
@@ -375,7 +378,7 @@ def nearest(
     if not 1<=k<=len(f_train): raise ValueError(f'nearest: k={k} was given; give 1 to {len(f_train)}, the rows of f_train.')
     return torch.cat([d.topk(k, largest=False).indices for d in _dist(f_gen, f_train)])
 
-# %% ../nbs/13_evaluation.ipynb #f0871902
+# %% ../nbs/13_evaluation.ipynb #8df7c732
 def _measure(batches, nets, n_pictures=0, shape=None):
     "Features of each of `nets`, and plain statistics, of batches of (normalised latents or None, function that gives their pictures)"
     rows, sums, looks, n, seen = [[] for _ in nets], 0, [], 0, 0
@@ -395,7 +398,7 @@ def _measure(batches, nets, n_pictures=0, shape=None):
     if n: m = sums[0]/n; stats['latents'] = dict(mean=m.tolist(), std=((sums[1]-n*m*m)/(n-1)).clamp(min=0).sqrt().tolist())
     return [torch.cat(r) for r in rows], stats
 
-# %% ../nbs/13_evaluation.ipynb #4905dc98
+# %% ../nbs/13_evaluation.ipynb #5798d262
 def _part(o, i, j, n):
     "Rows i to j of what has `n` of them, conditions say; anything else as it is"
     if isinstance(o, dict): return {k: _part(v, i, j, n) for k,v in o.items()}
@@ -434,7 +437,7 @@ def _samples(model, store, seed, bs, decode, given, apart=False, **sampling):
     chunks = lambda n: _sampled(model, n, seed, given, batch_size=bs, **sampling)
     return math.inf, lambda n: ((ours(z), partial(model.decode, z)) for c in chunks(n) for z in c.split(bs))
 
-# %% ../nbs/13_evaluation.ipynb #77be1555
+# %% ../nbs/13_evaluation.ipynb #c16472b9
 def _cache_folder(store):
     "Beside the store: in it only what it is made of"
     path = store.path.resolve()
@@ -497,7 +500,7 @@ def _real(store, split, n, seed, nets, bs, codec, n_pictures, pictures):
             if keys[i]: _keep(place(keys[i]), keys[i], r, stats)
     return [rows for rows,_ in out], out[0][1]
 
-# %% ../nbs/13_evaluation.ipynb #c5b3f320
+# %% ../nbs/13_evaluation.ipynb #0311f6a7
 def _score(f, real, floor, seed):
     "Scores of features `f` and of `floor` against `real`"
     (k,se), (fk,fse), (p,r), (d,c) = kid(f, real, seed=seed), kid(floor, real, seed=seed), precision_recall(f, real), density_coverage(f, real)
@@ -557,7 +560,7 @@ def evaluate(
                         n_features=f.shape[1], seed=seed, **stats, **{f'real_{k}': v for k,v in real_stats.items()}))
     return out if isinstance(features, (list,tuple)) else out[0]
 
-# %% ../nbs/13_evaluation.ipynb #d3573d68
+# %% ../nbs/13_evaluation.ipynb #e9e0e9b1
 def score_text(
     scores:dict # What `evaluate` gave
 ) -> str:       # A few lines
@@ -577,7 +580,7 @@ def score_text(
         if x: lines.append(f"  {who:8} pictures  "+'   '.join(f'{k} {v:.3f}' for k,v in x.items()))
     return '\n'.join(lines)
 
-# %% ../nbs/13_evaluation.ipynb #aaceb2d0
+# %% ../nbs/13_evaluation.ipynb #4b62bcb2
 def _near(z, store, net, k, codec, n_valid=100, bs=256):
     "Pictures of samples and, k rows of them, their nearest training latents; and each sample's distance by a held-out one's typical distance"
     look = lambda zn: codec.decode(store.normalizer.denormalize(zn)).cpu()
@@ -615,7 +618,7 @@ def show_nearest(
     x, apart = _near(z, store, feature_net(features), k, codec)
     show_images(x, ncol=len(z), titles=[f'{a:.2f}' for a in apart]+['']*(len(x)-len(z)), size=1.1)
 
-# %% ../nbs/13_evaluation.ipynb #fe22fe02
+# %% ../nbs/13_evaluation.ipynb #7e8dea7a
 class FIDMetric(Callback):
     "Sample while training, and put FID and KID into the recorder; `.history` keeps [(epoch, scores)]"
     order = Recorder.order-1

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['DecoderFeatures', 'UNetFeatures', 'Alignment']
 
-# %% ../nbs/09a_feature_nets.ipynb #b31be6a7
+# %% ../nbs/09a_feature_nets.ipynb #16ac9e8a
 from copy import deepcopy
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
 from .perceptual import cached_features, freeze, sample_weights
 from .schedule import abar, add_noise, sample_t, t_to_timestep
 
-# %% ../nbs/09a_feature_nets.ipynb #b68b7ef1
+# %% ../nbs/09a_feature_nets.ipynb #bd6aec2f
 class DecoderFeatures(nn.Module):
     "The maps that an autoencoder's decoder makes on the way to the picture, as a network for `PerceptualLoss`"
     loss_name = 'decoder'
@@ -49,7 +49,7 @@ class DecoderFeatures(nn.Module):
         for step in self.steps[:max(layers)+1]: maps.append(z := step(z))
         return [maps[i] for i in layers]
 
-# %% ../nbs/09a_feature_nets.ipynb #ebc1cbc2
+# %% ../nbs/09a_feature_nets.ipynb #30d9bdc6
 class _Stop(Exception): pass
 
 def _block(model, name):
@@ -95,7 +95,7 @@ class UNetFeatures(nn.Module):
         finally: handle.remove()
         return out
 
-# %% ../nbs/09a_feature_nets.ipynb #4c33df17
+# %% ../nbs/09a_feature_nets.ipynb #bc598ea4
 class Alignment:
     "Cosine distance of a network's features of the clean latents from what a projection makes of a U-Net's middle. REPA, Yu and others 2025"
     name = 'alignment'

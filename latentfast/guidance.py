@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['ClassifierGuided', 'Autoguided']
 
-# %% ../nbs/10a_guidance.ipynb #0c231fc6
+# %% ../nbs/10a_guidance.ipynb #1fdb03a8
 import torch
 from torch import nn, Tensor
 from .sampling import guide, predict
 from .schedule import abar, target, timestep_to_t, to_eps, to_x0
 
-# %% ../nbs/10a_guidance.ipynb #ed5f7c09
+# %% ../nbs/10a_guidance.ipynb #d3c8da8b
 class ClassifierGuided(nn.Module):
     "A model steered by a classifier of clean latents, called with the class wanted as its condition"
     def __init__(self,
@@ -45,7 +45,7 @@ class ClassifierGuided(nn.Module):
         x0 = x0 + self.scale*((1-a)/a.sqrt().clamp(min=.1)*grad).to(x0)
         return target(x0, to_eps(x0, x, ab, 'x0'), ab, self.objective)
 
-# %% ../nbs/10a_guidance.ipynb #53aa34a8
+# %% ../nbs/10a_guidance.ipynb #8ff0063e
 class Autoguided(nn.Module):
     "A model guided away from a weaker version of itself"
     def __init__(self,

@@ -7,7 +7,7 @@ __all__ = ['DISTORTIONS', 'BAPPS_SETS', 'BAPPS_REFERENCE', 'LPIPS', 'distort', '
            'score_2afc', 'bapps_scores', 'bapps_table', 'TwoAlternatives', 'NonNegative', 'PicturesToFloat',
            'triplet_dls', 'lpips_learner']
 
-# %% ../nbs/14_lpips.ipynb #dbcdb617
+# %% ../nbs/14_lpips.ipynb #dacfb66a
 import io
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from .autoencoder import BUNDLED
 from .callbacks import EpochSeed, fused_adamw
 from .sources import load_picture
 
-# %% ../nbs/14_lpips.ipynb #481195bb
+# %% ../nbs/14_lpips.ipynb #1bd781d5
 class LPIPS(ModelMixin, ConfigMixin):
     "Perceptual distance of pictures on a frozen timm backbone (Zhang et al. 2018)"
     ignore_for_config = ['pretrained']
@@ -112,7 +112,7 @@ class LPIPS(ModelMixin, ConfigMixin):
         for w,lin in zip(net.heads, lins, strict=True): w.data.copy_(lin.model[-1].weight.detach().flatten())
         return net.eval()
 
-# %% ../nbs/14_lpips.ipynb #d7b49199
+# %% ../nbs/14_lpips.ipynb #5368a6e6
 DISTORTIONS = ('blur', 'noise', 'jpeg', 'shift', 'colour')
 
 def distort(
@@ -136,7 +136,7 @@ def distort(
         tint = rng.normal(size=3); out = picture*(1+(.5 if strong else .2)*amount*tint/np.abs(tint).max())
     return np.asarray(np.clip(out, 0, 255), np.uint8)
 
-# %% ../nbs/14_lpips.ipynb #3034af18
+# %% ../nbs/14_lpips.ipynb #abeed793
 class DistortionTriplets:
     "A data set of (ref, p0, p1, judge) with distortions of `pictures`, of which the nearer one is known"
     def __init__(self,
@@ -152,7 +152,7 @@ class DistortionTriplets:
         p0, p1 = (distort(ref, k, j!=nearer, rng) for j,k in enumerate(kinds))
         return (*(torch.from_numpy(p.copy()).permute(2,0,1) for p in (ref,p0,p1)), torch.tensor(float(nearer)))
 
-# %% ../nbs/14_lpips.ipynb #5bb81b28
+# %% ../nbs/14_lpips.ipynb #957c6fab
 BAPPS_SETS = dict(train=('traditional','cnn','mix'), val=('cnn','traditional','color','deblur','frameinterp','superres'))
 
 class BAPPS:
@@ -177,7 +177,7 @@ class BAPPS:
         pictures = [torch.from_numpy(load_picture(folder/k/f'{name}.png', self.size).copy()).permute(2,0,1) for k in ('ref','p0','p1')]
         return (*pictures, torch.tensor(float(np.load(folder/'judge'/f'{name}.npy', allow_pickle=False).reshape(-1)[0])))
 
-# %% ../nbs/14_lpips.ipynb #e2257910
+# %% ../nbs/14_lpips.ipynb #49d39a82
 def two_afc(
     d0:Tensor,   # Distance of p0 to the reference [B]
     d1:Tensor,   # Distance of p1 [B]
@@ -199,7 +199,7 @@ def score_2afc(
         out.append(two_afc(distance(ref,p0).cpu(), distance(ref,p1).cpu(), judge))
     return torch.cat(out).mean().item()
 
-# %% ../nbs/14_lpips.ipynb #6ff2ca7b
+# %% ../nbs/14_lpips.ipynb #abe38baa
 BAPPS_REFERENCE = dict(cnn=(.822,.826), traditional=(.735,.772), color=(.617,.624), deblur=(.594,.595), frameinterp=(.624,.627),
                        superres=(.696,.694))
 
@@ -218,7 +218,7 @@ def bapps_table(
     row = '{:12} {:.3f}    {:.3f}         {:.3f}'.format
     return '\n'.join(['2AFC          ours  authors  reproduction', *(row(k, v, *BAPPS_REFERENCE[k]) for k,v in scores.items())])
 
-# %% ../nbs/14_lpips.ipynb #37ba7823
+# %% ../nbs/14_lpips.ipynb #48b3f10b
 class TwoAlternatives(nn.Module):
     "An `LPIPS` and the network that turns its two distances into a choice"
     def __init__(self,
@@ -248,7 +248,7 @@ class PicturesToFloat(ItemTransform):
     "Batch transform: uint8 pictures to float in [-1,1], and the rest as it is"
     def encodes(self, b): return tuple(o.float()/127.5-1 if o.dtype==torch.uint8 else o for o in b)
 
-# %% ../nbs/14_lpips.ipynb #a75fcdda
+# %% ../nbs/14_lpips.ipynb #734603ee
 def triplet_dls(
     train,             # A data set of (ref, p0, p1, judge), such as `BAPPS(path)` or `DistortionTriplets`
     valid,             # Another to validate on

@@ -5,21 +5,21 @@
 # %% auto #0
 __all__ = ['freeze', 'perceptual_loss', 'feature_std', 'latent_ensemble', 'PerceptualLoss', 'cached_features']
 
-# %% ../nbs/09_perceptual.ipynb #5e107389
+# %% ../nbs/09_perceptual.ipynb #2ddbbb84
 import hashlib, json, warnings
 from math import prod
 import numpy as np, torch, torch.nn.functional as F
 from torch import nn, Tensor
 from .store import replacing
 
-# %% ../nbs/09_perceptual.ipynb #087b31d0
+# %% ../nbs/09_perceptual.ipynb #5c1c8708
 def freeze(
     net:nn.Module  # Any network
 ) -> nn.Module:    # The same network
     "Evaluation mode and no gradients for the parameters, in place"
     return net.eval().requires_grad_(False)
 
-# %% ../nbs/09_perceptual.ipynb #8456b455
+# %% ../nbs/09_perceptual.ipynb #9d5f8966
 def _float(x): return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 def _is_pool(layers): return layers is None or layers=='pool'
@@ -72,7 +72,7 @@ def _check_norm(layers, norm):
     raise ValueError(f"norm={norm if isinstance(norm, str) else type(norm).__name__!r} is not for {'pooled activations' if _is_pool(layers) else 'maps'}: "
                      "None, 'mse', 'batch' or standard deviations [F] are for layers='pool'; None, 'mse' or 'target' for a list of layers.")
 
-# %% ../nbs/09_perceptual.ipynb #973a23d2
+# %% ../nbs/09_perceptual.ipynb #a70bdd86
 def perceptual_loss(
     net:nn.Module,   # A frozen latent classifier, or anything with its `features`
     x0_pred:Tensor,  # Normalised latents [B,C,h,w]; gradients flow here
@@ -86,7 +86,7 @@ def perceptual_loss(
     ds, ws = _distances(*_both(net, x0_pred, x0, layers, augment), norm)
     return sum(w*d for w,d in zip(ws, ds))
 
-# %% ../nbs/09_perceptual.ipynb #2c728baa
+# %% ../nbs/09_perceptual.ipynb #e104adb9
 @torch.no_grad()
 def feature_std(
     net:nn.Module,  # A frozen latent classifier
@@ -96,7 +96,7 @@ def feature_std(
     "What to divide pooled activations by, for `norm`"
     return torch.cat([_float(net.features(b)) for b in z.split(bs)]).std(0)
 
-# %% ../nbs/09_perceptual.ipynb #8d3bf5a8
+# %% ../nbs/09_perceptual.ipynb #97920726
 def latent_ensemble(
     both:Tensor,       # Latents [2B,C,h,w]: the first half and the second are transformed alike
     shift:float=.125,  # Moved by up to this share of the size, in each direction
@@ -119,7 +119,7 @@ def latent_ensemble(
     at = (i*w+j).clamp(0, h*w-1).flatten(1)[:,None].repeat(2,1,1).expand(-1,c,-1)
     return both.flatten(2).gather(2, at).view_as(both)*keep[:,None].repeat(2,1,1,1)
 
-# %% ../nbs/09_perceptual.ipynb #bb055b22
+# %% ../nbs/09_perceptual.ipynb #b8094c22
 class PerceptualLoss:
     "Weighted perceptual distance of the samples with enough signal, as one number"
     def __init__(self,
@@ -180,14 +180,14 @@ class PerceptualLoss:
         gate = f'min_snr={self.min_snr}' if self.when is None else f'when={getattr(self.when, "__name__", self.when)}'
         return f'PerceptualLoss({type(self.net).__name__}, {self.layers!r}, weight={self.weight}, {gate})'
 
-# %% ../nbs/09_perceptual.ipynb #80310372
+# %% ../nbs/09_perceptual.ipynb #8eeee2e9
 def sample_weights(snr, b, min_snr, when):
     "What each of `b` samples counts [b]"
     snr = torch.as_tensor(snr).flatten()
     if len(snr) not in (1,b): raise ValueError(f'snr must be one number or one for each of the {b} samples; it has {len(snr)}.')
     return (when(snr) if when else snr>min_snr).float().expand(b)
 
-# %% ../nbs/09_perceptual.ipynb #187be2f6
+# %% ../nbs/09_perceptual.ipynb #11b1ee91
 def _cache_name(net, dataset, layers):
     h, store = hashlib.sha256(), dataset.store
     shards = [s['checksum'] for s in store.index['shards'] if s['split']==dataset.split]

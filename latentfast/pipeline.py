@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['model_card', 'LatentDiffusionPipeline']
 
-# %% ../nbs/12_pipeline.ipynb #1c488ea0
+# %% ../nbs/12_pipeline.ipynb #4d1e043d
 import json, tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +24,7 @@ from .schedule import OBJECTIVES, diffusers_scheduler
 from .store import LatentNormalizer
 from .training import DiffusionLearner
 
-# %% ../nbs/12_pipeline.ipynb #26acb77d
+# %% ../nbs/12_pipeline.ipynb #d59dfbe1
 def model_card(
     pipe,               # A `LatentDiffusionPipeline`
     samples:bool=False  # Whether there is a samples.png beside it
@@ -54,14 +54,14 @@ def model_card(
     if pipe.classes: lines.append(f'Classes of the training pictures: {", ".join(pipe.classes)}.\n')
     return '\n'.join(lines)
 
-# %% ../nbs/12_pipeline.ipynb #632cf01e
+# %% ../nbs/12_pipeline.ipynb #f3fe589e
 def _asks(pipe):
     "How a conditional model is asked, in the card's example"
     takes = getattr(pipe.unet, 'takes', set())
     asks = [f'label={pipe.classes[0]!r}' if pipe.classes else 'label=0']*('label' in takes)+["prompt='...'"]*('text' in takes)+['cond_image=picture']*('picture' in takes)
     return ''.join(f', {o}' for o in asks+['guidance_scale=3']*bool(asks))
 
-# %% ../nbs/12_pipeline.ipynb #c498c01c
+# %% ../nbs/12_pipeline.ipynb #1f8915ec
 _WHERE = 'give the folder that export_pipeline or `latentfast train` wrote.'
 
 def _first_line(e): return (str(e).strip() or type(e).__name__).splitlines()[0][:300]
@@ -90,7 +90,7 @@ def _check_weights(unet, folder):
         raise ValueError(f'{folder} holds the weights of another network: {len(want-keys)} that {type(unet).__name__} needs are missing '
                          f'and {len(keys-want)} are not its own. Export the model again.')
 
-# %% ../nbs/12_pipeline.ipynb #b85ed6f8
+# %% ../nbs/12_pipeline.ipynb #3f882ff7
 class LatentDiffusionPipeline(DiffusionPipeline):
     "U-Net, autoencoder, schedule and normaliser of a latent diffusion model, as a diffusers pipeline"
     def __init__(self,
@@ -337,7 +337,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         pipe.codec
         return pipe
 
-# %% ../nbs/12_pipeline.ipynb #12e3cbf6
+# %% ../nbs/12_pipeline.ipynb #e6051443
 @patch
 def training_facts(self:DiffusionLearner) -> dict:
     "What a learner knows of its training, for the model card"
@@ -379,5 +379,5 @@ def export_pipeline(self:DiffusionLearner,
     self.to_pipeline(facts).save_pretrained(folder, samples=samples)
     return folder
 
-# %% ../nbs/12_pipeline.ipynb #3583665f
+# %% ../nbs/12_pipeline.ipynb #e9d338f0
 _OURS = {'model_index.json','unet','vae','scheduler','README.md','samples.png','checkpoint.pt','training.json','progress'}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['picture_html', 'figure_html', 'grid_html', 'table_html', 'bar_html', 'report_html', 'compare']
 
-# %% ../nbs/13a_report.ipynb #ea4795f0
+# %% ../nbs/13a_report.ipynb #9212ca9d
 import base64, html, io
 from pathlib import Path
 import numpy as np, torch
@@ -16,7 +16,7 @@ from .pipeline import LatentDiffusionPipeline
 from .store import LatentStore
 from .training import DiffusionLearner
 
-# %% ../nbs/13a_report.ipynb #f341d62b
+# %% ../nbs/13a_report.ipynb #161f3ad5
 class _Html(str): "Text that is HTML already"
 
 def picture_html(
@@ -38,7 +38,7 @@ def figure_html(
     buf = io.BytesIO(); fig.savefig(buf, format='png', dpi=110, bbox_inches='tight'); plt.close(fig)
     return picture_html(Image.open(buf), alt, 'figure')
 
-# %% ../nbs/13a_report.ipynb #dcfaa177
+# %% ../nbs/13a_report.ipynb #520618d4
 def grid_html(
     x,             # Pictures [B,3,H,W] in [-1,1], or uint8 [B,H,W,3]
     alt:str,       # What they show, in words
@@ -51,7 +51,7 @@ def grid_html(
     im.putalpha(gaps.convert('L').point(lambda v: 255-v))
     return picture_html(im, alt)
 
-# %% ../nbs/13a_report.ipynb #a9649d4a
+# %% ../nbs/13a_report.ipynb #81051b1a
 def _number(v): return '–' if v is None else html.escape(str(v)) if not isinstance(v, float) else f'{v:,.0f}' if abs(v)>=1000 else f'{v:,.3g}'
 
 def table_html(
@@ -73,7 +73,7 @@ def bar_html(
     bar = f'<svg viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true"><rect width="{at(value)}" height="10"/>{whisker}</svg>'
     return _Html(_number(float(value))+(f' ± {error:.1g}' if error else '')+bar)
 
-# %% ../nbs/13a_report.ipynb #630ae161
+# %% ../nbs/13a_report.ipynb #6adda55b
 _CSS = '''
 :root { color-scheme:light dark; --fg:#1c1e21; --bg:#fff; --soft:#5a6270; --line:#ddd; --bar:#8ab4e8; --mark:#1c4f91 }
 @media (prefers-color-scheme: dark) {
@@ -102,7 +102,7 @@ def report_html(
     return ('<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
             f'<title>{title}</title><style>{_CSS}</style></head><body><h1>{title}</h1><p>{html.escape(intro)}</p>{"".join(parts)}</body></html>')
 
-# %% ../nbs/13a_report.ipynb #e617e807
+# %% ../nbs/13a_report.ipynb #ae96b340
 _SHARES = 'precision','recall','density','coverage'
 
 def _rows(scores, names):
@@ -149,7 +149,7 @@ def _curves(learners):
         out.append(figure_html(fig, f'{title} over epochs'))
     return out
 
-# %% ../nbs/13a_report.ipynb #8701bd34
+# %% ../nbs/13a_report.ipynb #ce7a7446
 def compare(
     models:list,        # What `evaluate` takes: pipelines or their folders, learners, tensors of latents, folders of pictures
     store,              # A `LatentStore` or its folder

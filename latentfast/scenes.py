@@ -6,7 +6,7 @@
 __all__ = ['SHAPES', 'COLOURS', 'GROUNDS', 'CLASSES', 'Solid', 'Scene', 'scene_label', 'render_scene', 'random_scene',
            'make_scenes']
 
-# %% ../nbs/00_scenes.ipynb #d501470a
+# %% ../nbs/00_scenes.ipynb #98471473
 import json, math, os, signal, sys, warnings
 import multiprocessing as mp, numpy as np
 from concurrent.futures import ProcessPoolExecutor
@@ -15,13 +15,13 @@ from functools import lru_cache, partial
 from pathlib import Path
 from PIL import Image
 
-# %% ../nbs/00_scenes.ipynb #f767d02c
+# %% ../nbs/00_scenes.ipynb #80aecd0c
 SHAPES  = ('sphere', 'cube', 'cylinder', 'cone')
 COLOURS = dict(red=(216,36,36), orange=(250,130,20), yellow=(250,220,40), green=(40,165,65), blue=(35,90,220), purple=(140,55,190))
 GROUNDS = dict(grey=(180,180,182), sand=(205,190,160), sage=(165,182,160), slate=(150,165,185), rose=(200,172,170))
 CLASSES = sorted(f'{c} {s}' for c in COLOURS for s in SHAPES)  # 'blue cone', ..., 'yellow sphere'
 
-# %% ../nbs/00_scenes.ipynb #52972dcc
+# %% ../nbs/00_scenes.ipynb #32f94d21
 _RADIUS = dict(sphere=1., cube=.78, cylinder=.8, cone=1.05)
 _HEIGHT = dict(sphere=2., cube=1.56, cylinder=1.75, cone=2.3)
 
@@ -48,7 +48,7 @@ class Solid:
     def reach(self): return self.radius*(2**.5 if self.shape=='cube' else 1)
     def __str__(self): return f'a {self.size} {self.colour} {self.shape}'
 
-# %% ../nbs/00_scenes.ipynb #79a38b15
+# %% ../nbs/00_scenes.ipynb #653f14ab
 @dataclass
 class Scene:
     "Everything that a picture shows; made by `random_scene`, drawn by `render_scene`"
@@ -86,14 +86,14 @@ class Scene:
         return dict(seed=self.seed, solids=solids, ground=self.ground, light_from='right' if self.azimuth>0 else 'left',
                     azimuth=round(self.azimuth, 1), elevation=round(self.elevation, 1))
 
-# %% ../nbs/00_scenes.ipynb #9ec3e436
+# %% ../nbs/00_scenes.ipynb #3a8fb636
 def scene_label(
     scene:Scene  # A scene
 ) -> int:        # 0 to 23
     "Index of the scene's label in `CLASSES`"
     return CLASSES.index(scene.label)
 
-# %% ../nbs/00_scenes.ipynb #495ff5e6
+# %% ../nbs/00_scenes.ipynb #3292df71
 _EYE, _PITCH, _ZOOM = np.array([0,3.4,-7.6], np.float32), math.radians(15.5), .32  # place, look down, tan of half the angle
 _COS, _SIN = math.cos(_PITCH), math.sin(_PITCH)
 
@@ -106,7 +106,7 @@ def _project(p):
     x,y,z = (np.asarray(p, np.float32)-_EYE).T
     return np.stack([x, y*_COS+z*_SIN])/(z*_COS-y*_SIN)/_ZOOM
 
-# %% ../nbs/00_scenes.ipynb #08ac3a29
+# %% ../nbs/00_scenes.ipynb #2b2363f9
 @lru_cache(4)
 def _pixel_rays(size):
     "Directions [3,size,size] through the middles of the pixels"
@@ -114,7 +114,7 @@ def _pixel_rays(size):
     rays = _rays(*np.meshgrid(g, -g)); rays.flags.writeable = False
     return rays
 
-# %% ../nbs/00_scenes.ipynb #acc9cb67
+# %% ../nbs/00_scenes.ipynb #4ea0a29d
 def _box(s):
     "Left, top, right, bottom of a solid as fractions of the picture: at least as large as what one sees"
     uv = _project([(s.x+a*s.reach, b*s.height, s.z+c*s.reach) for a in (-1,1) for b in (0,1) for c in (-1,1)])
@@ -126,7 +126,7 @@ def _window(s, size):
     x0,y0,x1,y1 = np.clip(np.array(_box(s))*size, 0, size)
     return slice(int(y0), int(np.ceil(y1))), slice(int(x0), int(np.ceil(x1)))
 
-# %% ../nbs/00_scenes.ipynb #36cdf350
+# %% ../nbs/00_scenes.ipynb #6a5decaf
 _BIG = np.float32(1e6)  # "never"
 
 def _near(a, b, c):
@@ -138,7 +138,7 @@ def _hit_sphere(o, d, r, h):
     y = o[1]-r
     return _near(d[0]*d[0]+d[1]*d[1]+d[2]*d[2], o[0]*d[0]+y*d[1]+o[2]*d[2], o[0]*o[0]+y*y+o[2]*o[2]-r*r)
 
-# %% ../nbs/00_scenes.ipynb #c5b5a1a4
+# %% ../nbs/00_scenes.ipynb #56f8cc64
 def _hit_cylinder(o, d, r, h):
     side = _near(d[0]*d[0]+d[2]*d[2], o[0]*d[0]+o[2]*d[2], o[0]*o[0]+o[2]*o[2]-r*r)
     y = o[1]+side*d[1]
@@ -146,14 +146,14 @@ def _hit_cylinder(o, d, r, h):
     x,z = o[0]+top*d[0], o[2]+top*d[2]
     return np.where((x*x+z*z<r*r) & (top>0), top, np.where((y>=0) & (y<=h), side, _BIG))
 
-# %% ../nbs/00_scenes.ipynb #d043050a
+# %% ../nbs/00_scenes.ipynb #7ca523e5
 def _hit_cone(o, d, r, h):
     k, y = (r/h)**2, o[1]-h
     t = _near(d[0]*d[0]+d[2]*d[2]-k*d[1]*d[1], o[0]*d[0]+o[2]*d[2]-k*y*d[1], o[0]*o[0]+o[2]*o[2]-k*y*y)
     y = o[1]+t*d[1]
     return np.where((y>=0) & (y<=h), t, _BIG)
 
-# %% ../nbs/00_scenes.ipynb #d0317d05
+# %% ../nbs/00_scenes.ipynb #e20562b0
 def _hit_cube(o, d, r, h):
     enter, leave = -_BIG, _BIG
     for o1,d1,lo,hi in zip(o, d, (-r,0,-r), (r,h,r)):
@@ -164,7 +164,7 @@ def _hit_cube(o, d, r, h):
 
 _HIT = dict(sphere=_hit_sphere, cube=_hit_cube, cylinder=_hit_cylinder, cone=_hit_cone)
 
-# %% ../nbs/00_scenes.ipynb #21935b90
+# %% ../nbs/00_scenes.ipynb #2faeb82a
 def _normal_sphere(p, r, h): return np.stack([p[0], p[1]-r, p[2]])/r, 0
 
 def _normal_cylinder(p, r, h):
@@ -183,7 +183,7 @@ def _normal_cube(p, r, h):
 
 _NORMAL = dict(sphere=_normal_sphere, cube=_normal_cube, cylinder=_normal_cylinder, cone=_normal_cone)
 
-# %% ../nbs/00_scenes.ipynb #48efd2fe
+# %% ../nbs/00_scenes.ipynb #fa76300d
 def _turn(p, degrees):
     "Points [3,...] turned about the upright axis"
     if not degrees: return p
@@ -201,7 +201,7 @@ def _trace(solids, d, windows=None):
         t[w] = np.where(closer, new, t[w]); which[w] = np.where(closer, i, which[w])
     return t, which
 
-# %% ../nbs/00_scenes.ipynb #52defca8
+# %% ../nbs/00_scenes.ipynb #b6df85dc
 def _shadow(s, u, v, k, a):
     "Distance [n] of points on the ground to the outline of a solid's shadow, negative inside"
     r, slide = np.float32(s.radius), np.float32(k*s.height)
@@ -220,7 +220,7 @@ def _shadow(s, u, v, k, a):
     c = np.float32(math.sqrt(1-b*b)); along = c*u-b*v
     return np.where(along<0, disc, np.where(along>c*slide, np.hypot(u-slide, v), c*v+b*u-r))
 
-# %% ../nbs/00_scenes.ipynb #c6e2105c
+# %% ../nbs/00_scenes.ipynb #14faaa74
 def _sunlight(scene, p, n, which):
     "How much of the sun [n] and of the sky [n] reaches the points `p` [3,n] with normals `n` [3,n] on the solids `which` [n]"
     az, k = math.radians(scene.azimuth), np.float32(1/math.tan(math.radians(scene.elevation)))
@@ -240,7 +240,7 @@ def _sunlight(scene, p, n, which):
         sun *= bright*bright*(3-2*bright); sky *= 1-np.float32(.85)*hidden
     return sun, sky
 
-# %% ../nbs/00_scenes.ipynb #244fd622
+# %% ../nbs/00_scenes.ipynb #32c69101
 def _linear(rgb): return (np.array(rgb, np.float32)[:,None]/255)**2
 
 _FAR, _SKY, _HORIZON = 60, _linear((105,155,225)), _linear((228,234,240))
@@ -257,7 +257,7 @@ def _surface(scene, d, t, which):
         face[k] += f
     return p, n, albedo, face
 
-# %% ../nbs/00_scenes.ipynb #8d39c954
+# %% ../nbs/00_scenes.ipynb #74cb0bdb
 def _shade(scene, d, t, which):
     "Linear colour [3,n] and number of the face [n] for rays [3,n]"
     ground = which<0
@@ -276,7 +276,7 @@ def _shade(scene, d, t, which):
     above = _HORIZON+(_SKY-_HORIZON)*np.clip(d[1]*length/np.float32(.09), 0, 1)
     return np.clip(rgb+(above-rgb)*haze, 0, 1), face
 
-# %% ../nbs/00_scenes.ipynb #16bf4c5e
+# %% ../nbs/00_scenes.ipynb #c479f7a4
 def _edges(face):
     "Flat indices of the pixels [size,size] on either side of a change of face"
     e, down, right = np.zeros(face.shape, bool), face[1:]!=face[:-1], face[:,1:]!=face[:,:-1]
@@ -299,7 +299,7 @@ def render_scene(
     rgb[:,k] = _shade(scene, d, *_trace(scene.solids, d))[0].reshape(3,-1,16).mean(-1)
     return (np.sqrt(rgb)*255+.5).astype(np.uint8).T.reshape(size, size, 3)
 
-# %% ../nbs/00_scenes.ipynb #ba82da2a
+# %% ../nbs/00_scenes.ipynb #7062a4d6
 _PLACES = {'left of':(-1,0), 'right of':(1,0), 'in front of':(0,-1), 'behind':(0,1)}
 
 def _draw(rng, seed):
@@ -325,7 +325,7 @@ def _draw(rng, seed):
     return Scene(solids, [str(p) for p in places], float(rng.choice([-1,1])*rng.uniform(28, 75)), float(rng.uniform(38, 58)),
                  str(rng.choice(list(GROUNDS))), seed)
 
-# %% ../nbs/00_scenes.ipynb #6ad2c834
+# %% ../nbs/00_scenes.ipynb #b5a8bb0a
 def _seen(scene, size=32):
     "For each solid the part that is not hidden by another, and its pixels"
     d, windows = _pixel_rays(size), [_window(s, size) for s in scene.solids]
@@ -344,7 +344,7 @@ def _fits(scene):
     (main, *others), (most, *fewer) = _seen(scene)
     return main>=.72 and min(others)>=.65 and most>1.3*max(fewer)
 
-# %% ../nbs/00_scenes.ipynb #ba26fc3e
+# %% ../nbs/00_scenes.ipynb #3c30ff52
 def random_scene(
     seed:int  # Any whole number from 0; decides everything
 ) -> Scene:   # A scene that passed all checks
@@ -355,7 +355,7 @@ def random_scene(
         scene = _draw(rng, int(seed))
         if _fits(scene): return scene
 
-# %% ../nbs/00_scenes.ipynb #7fdeef6f
+# %% ../nbs/00_scenes.ipynb #e32a8aaa
 _VERSION = 1  # goes up when the same seed gives another picture
 _MOST = 10**6 # pictures for one seed
 
@@ -384,7 +384,7 @@ def _make_one(i, folder, size, seed, valid_pct):
     if not _whole(path): _replace(path, lambda f: Image.fromarray(render_scene(scene, size)).save(f, format='PNG', compress_level=3))
     return dict(key=key, split=split, label=scene.label, caption=scene.caption, attributes=scene.attributes)
 
-# %% ../nbs/00_scenes.ipynb #5d16bec3
+# %% ../nbs/00_scenes.ipynb #b20bc72d
 def _claim(folder, n, plan):
     "Make the folder ours, or say why it can't be"
     if folder.exists() and not folder.is_dir(): raise ValueError(f'make_scenes: {folder} is a file; give a folder.')
@@ -404,7 +404,7 @@ def _claim(folder, n, plan):
     for split in ('train','valid'):
         for c in CLASSES: (folder/split/c).mkdir(parents=True, exist_ok=True)
 
-# %% ../nbs/00_scenes.ipynb #f2739163
+# %% ../nbs/00_scenes.ipynb #80b77118
 def _pool(workers):
     fork = sys.platform=='linux' and 'fork' in mp.get_all_start_methods()
     return ProcessPoolExecutor(workers, mp_context=mp.get_context('fork' if fork else None),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SPLITS', 'SUFFIXES', 'load_picture', 'Texts', 'Pictures', 'find_pictures']
 
-# %% ../nbs/02a_sources.ipynb #d4636b73
+# %% ../nbs/02a_sources.ipynb #754e183d
 import csv, hashlib, io, json, os, re, tarfile, threading
 from contextlib import nullcontext
 from functools import lru_cache, partial
@@ -13,7 +13,7 @@ import numpy as np, pyarrow as pa, pyarrow.compute as pc
 from fastcore.basics import store_attr
 from PIL import Image
 
-# %% ../nbs/02a_sources.ipynb #15bd2c1d
+# %% ../nbs/02a_sources.ipynb #a1070dbc
 _TURN = {2:Image.Transpose.FLIP_LEFT_RIGHT, 3:Image.Transpose.ROTATE_180, 4:Image.Transpose.FLIP_TOP_BOTTOM, 5:Image.Transpose.TRANSPOSE,
          6:Image.Transpose.ROTATE_270, 7:Image.Transpose.TRANSVERSE, 8:Image.Transpose.ROTATE_90}
 
@@ -58,7 +58,7 @@ def load_picture(
         out = _rgb(im).resize((size,size), Image.Resampling.LANCZOS, box=box, reducing_gap=3)
     return np.asarray(out if turn is None else out.transpose(turn))
 
-# %% ../nbs/02a_sources.ipynb #db8f648e
+# %% ../nbs/02a_sources.ipynb #f82f260a
 class Texts:
     "A column of texts: `[i]` is one, or None; `==` a mask; iterating, or `np.asarray`, gives all"
     def __init__(self,
@@ -72,9 +72,13 @@ class Texts:
     def __array__(self, dtype=None, copy=None):
         a = self.values.to_numpy(zero_copy_only=False)
         return a if dtype is None else a.astype(dtype)
-    def take(self, rows): return Texts(self.values.take(pa.array(rows)))
+    def take(self,
+        rows  # Positions
+    ):        # `Texts`
+        "Only these texts"
+        return Texts(self.values.take(pa.array(rows)))
 
-# %% ../nbs/02a_sources.ipynb #5236f9bf
+# %% ../nbs/02a_sources.ipynb #4c46dfa3
 class Pictures:
     "Pictures in the order of their keys: columns of keys, labels, splits and captions, and how to open each"
     def __init__(self,
@@ -89,7 +93,9 @@ class Pictures:
         needs=()       # Paths or URLs of the folder and the archives
     ): store_attr()
     def __len__(self): return len(self.keys)
-    def open(self, i:int):
+    def open(self,
+        i:int  # Position
+    ):         # A path or an open file
         "Something that `load_picture` takes; raises what reading raises"
         return self.read(self.keys[i], *(() if self.at is None else self.at[i].tolist()))
     def reachable(self):
@@ -114,7 +120,7 @@ class Pictures:
         counts = ', '.join(f'{n:,} {s}' for s in SPLITS if (n := int((self.splits==s).sum())))
         return f'Pictures({self.kind}: {counts}; {len(self.classes):,} classes, {"no " if self.captions is None else ""}captions)'
 
-# %% ../nbs/02a_sources.ipynb #002dff6c
+# %% ../nbs/02a_sources.ipynb #f80f74bd
 SPLITS = 'train', 'valid', 'test'
 _SPLIT = dict(train=0, training=0, valid=1, val=1, validation=1, dev=1, test=2, testing=2)
 
@@ -139,7 +145,7 @@ def _pictures(src, kind, valid_pct, classes, keys, labels, splits, read, caption
     at = None if at is None else at[rows]
     return Pictures(kind, classes, keys, np.asarray(labels, np.int64)[rows], splits, captions, read, at, needs)
 
-# %% ../nbs/02a_sources.ipynb #681b1958
+# %% ../nbs/02a_sources.ipynb #76c03b2e
 def _fs(url):
     "fsspec's file system of a URL, and the path there"
     import fsspec
@@ -191,7 +197,7 @@ def _walk(url, below='', seen=()):
             if len(names)==1<<16: yield below, names; names = []
     yield below, names
 
-# %% ../nbs/02a_sources.ipynb #b88b2188
+# %% ../nbs/02a_sources.ipynb #f4fce29f
 SUFFIXES = {'.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm', '.pnm', '.avif', '.jp2'}
 
 def _listing(url):
@@ -231,7 +237,7 @@ def _folder(url, found, valid_pct):
     folders, counts, keys, raw, *_ = found
     return _pictures(url, 'folder', valid_pct, *_tree(folders, counts, keys), partial(_open_file, url, raw), needs=[url])
 
-# %% ../nbs/02a_sources.ipynb #9c45c2fe
+# %% ../nbs/02a_sources.ipynb #509bb387
 def _lines(url): return _read(url).decode('utf-8-sig').replace('\r\n', '\n').split('\n')
 
 def _imagenet_data(url):
@@ -269,7 +275,7 @@ def _imagenet(data, notes, valid_pct):
         labels[bare] = [solution.get(k.rpartition('/')[2].split('.')[0], -1) for k in Texts(keys).take(bare)]
     return _pictures(data, 'imagenet', valid_pct, classes, keys, labels, splits, partial(_open_file, data, raw), needs=[data])
 
-# %% ../nbs/02a_sources.ipynb #f52051f0
+# %% ../nbs/02a_sources.ipynb #60026105
 _FILE, _LABEL = ('file_name','filename','file','filepath','path','image','key'), ('label','labels','class','cls','class_name','category')
 _CAPTION, _IMAGE = ('caption','captions','text','txt','prompt'), ('jpg','jpeg','png','webp','image','img')
 
@@ -297,7 +303,7 @@ def _labels(values):
     if n>1<<20: raise ValueError(f'There are labels up to {n-1:,}; numbers of classes, 0, 1, 2, ..., or names are wanted.')
     return [str(i) for i in range(n)], labels
 
-# %% ../nbs/02a_sources.ipynb #4e3e4c2d
+# %% ../nbs/02a_sources.ipynb #f216492c
 def _read_table(url):
     "A .csv or .tsv as Arrow columns of text, None where a cell is empty"
     import pyarrow.csv as pcsv
@@ -333,7 +339,7 @@ def _table(url, valid_pct):
     captions = table[caption].combine_chunks() if caption else None
     return _pictures(url, 'table', valid_pct, classes, keys, labels, splits, partial(_open_file, root, {}), captions, needs=[root])
 
-# %% ../nbs/02a_sources.ipynb #5eeeeae3
+# %% ../nbs/02a_sources.ipynb #f7e6ff1c
 def _caption_file(file):
     "{key: text} of a .jsonl, .csv or .tsv"
     if not _exists(file): raise FileNotFoundError(f'There is no file of captions {file}. Give a .jsonl, .csv or .tsv file, or a dict.')
@@ -358,7 +364,7 @@ def _captions(captions, keys):
                          f'{keys[0]!r}, ...: the names have to agree.')
     return Texts(texts.take(found))
 
-# %% ../nbs/02a_sources.ipynb #8d50eb82
+# %% ../nbs/02a_sources.ipynb #bd827785
 def _tar_index(f):
     "{sample: {ending: (offset, size)}} of an open tar; tarfile.TarError if it is damaged"
     samples = {}
@@ -401,7 +407,7 @@ def _open_member(files, key, file, start, size):
     if len(data)<size: raise OSError(f'{files[file].rpartition("/")[2]} ends before the picture does')
     return io.BytesIO(data)
 
-# %% ../nbs/02a_sources.ipynb #ce70c1ca
+# %% ../nbs/02a_sources.ipynb #5827e6b4
 _WORD = re.compile(rf'(?:^|[-_./])({"|".join(_SPLIT)})(?=[-_./\d]|$)', re.I)
 
 def _shards(kind, rows_in, read, root, names, valid_pct):
@@ -422,7 +428,7 @@ def _shards(kind, rows_in, read, root, names, valid_pct):
 
 _tars = partial(_shards, 'webdataset', _tar_rows, _open_member)
 
-# %% ../nbs/02a_sources.ipynb #503727b6
+# %% ../nbs/02a_sources.ipynb #fda53338
 _LOCK = threading.Lock()
 
 def _picture_column(schema):
@@ -473,7 +479,7 @@ def _parquet_rows(url):
 
 _parquets = partial(_shards, 'parquet', _parquet_rows, _open_cell)
 
-# %% ../nbs/02a_sources.ipynb #fb5e443d
+# %% ../nbs/02a_sources.ipynb #a47409ca
 @lru_cache(maxsize=4)
 def _dataset(name):
     "The splits of a dataset by name"
@@ -519,7 +525,7 @@ def _examples(name, valid_pct):
     return _pictures(name, 'dataset', valid_pct, classes, pa.concat_arrays(keys), labels, np.concatenate(splits),
                      partial(_open_example, name, image), pa.concat_arrays(captions), np.concatenate(at), needs)
 
-# %% ../nbs/02a_sources.ipynb #07e57dcc
+# %% ../nbs/02a_sources.ipynb #6abfcf09
 def _braces(pattern):
     "All names of a pattern such as a-{000..010}.tar or {train,val}.tar"
     got = re.search(r'\{([^{}]*)\}', pattern)

@@ -6,15 +6,16 @@
 __all__ = ['EXTRAS', 'FORMAT', 'VERSION', 'replacing', 'LatentQuantizer', 'shard_record', 'write_shard', 'LatentNormalizer',
            'read_index', 'write_index', 'store_problems', 'LatentDataset', 'is_url', 'fetch_store', 'LatentStore']
 
-# %% ../nbs/02_store.ipynb #2e802133
+# %% ../nbs/02_store.ipynb #54807e08
 import hashlib, json, os, re, shutil, uuid
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np, pyarrow as pa, torch
 from torch import Tensor
 
-# %% ../nbs/02_store.ipynb #5f45c5a0
+# %% ../nbs/02_store.ipynb #c155c0dc
 def _sync_dir(path):
     "Have the disk confirm what was renamed in folder `path` (some systems can't, and need not)"
     try: fd = os.open(path, os.O_RDONLY)
@@ -37,7 +38,7 @@ def replacing(
     except BaseException: tmp.unlink(missing_ok=True); raise
     _sync_dir(path.parent)
 
-# %% ../nbs/02_store.ipynb #58b01ae0
+# %% ../nbs/02_store.ipynb #1623baca
 class LatentQuantizer:
     "Eight bits a number: each channel from its `low` to its `high` in 256 equal steps. The idea is that of the imagenet.int8 data set"
     def __init__(self,
@@ -72,10 +73,12 @@ class LatentQuantizer:
         "The way back"
         return torch.addcmul(self.offset, q, self.step)
 
-    def to_dict(self): return dict(low=self.low, high=self.high)
+    def to_dict(self):
+        "What JSON can keep; `LatentQuantizer(**d)` is the way back"
+        return dict(low=self.low, high=self.high)
     def __reduce__(self): return LatentQuantizer, (self.low, self.high)
 
-# %% ../nbs/02_store.ipynb #3d2e9286
+# %% ../nbs/02_store.ipynb #68998ab9
 EXTRAS = 'caption','latent_flip','latent_std'
 
 def _schema(shape, dtype='float16', extras=(), **notes):
@@ -86,7 +89,7 @@ def _schema(shape, dtype='float16', extras=(), **notes):
     fields = [(k, kind['latent' if k=='latent_flip' else k]) for k in ('latent','label','key', *(o for o in EXTRAS if o in extras))]
     return pa.schema(fields, metadata={k: json.dumps(v) for k,v in dict(latent_shape=list(shape), dtype=dtype, **notes).items()})
 
-# %% ../nbs/02_store.ipynb #74602d8c
+# %% ../nbs/02_store.ipynb #901c4434
 def _sha256(path):
     "Checksum of a file, in hex"
     h = hashlib.sha256()
@@ -103,7 +106,7 @@ def _channel_sums(latents, quantizer=None, rows=64):
         total += a.sum(-1).sum(0); squares += np.square(a, out=a).sum(-1).sum(0)
     return total, squares
 
-# %% ../nbs/02_store.ipynb #5560e8d5
+# %% ../nbs/02_store.ipynb #98f9bf2c
 def _damaged(file, why): return ValueError(f'{file} is damaged: {why}')
 
 def _open_shard(path, shape=None):
@@ -130,7 +133,7 @@ def _latents(batch, shape, column='latent'):
     "The latents of a record batch as stored [n,C,h,w], without a copy (`flatten`, unlike `values`, heeds the batch's offset)"
     return batch.column(column).flatten().to_numpy(zero_copy_only=True).reshape(-1, *shape)
 
-# %% ../nbs/02_store.ipynb #81924ce0
+# %% ../nbs/02_store.ipynb #f0b186aa
 def shard_record(
     path  # A shard's file
 ) -> dict: # file, rows, bytes, checksum (sha256 in hex), and `sum` and `sumsq` of each channel
@@ -182,7 +185,7 @@ def write_shard(
         out.write_batch(pa.record_batch([columns[k] for k in schema.names], schema=schema))
     return shard_record(path)
 
-# %% ../nbs/02_store.ipynb #fb25044d
+# %% ../nbs/02_store.ipynb #ea632365
 class LatentNormalizer:
     "Shift and scale each channel to mean 0 and standard deviation 1, and back"
     def __init__(self,
@@ -198,32 +201,40 @@ class LatentNormalizer:
         if z.ndim<3 or z.shape[-3]!=len(self.mean):
             raise ValueError(f'Latents [...,{len(self.mean)},h,w] are wanted, these are {list(z.shape)}.')
         at = z.device, torch.float32 if z.dtype==torch.float16 else z.dtype
-        if at not in self._tensors: self._tensors[at] = torch.tensor([self.mean, self.std], device=at[0], dtype=at[1])[:,:,None,None]
+        if at not in self._tensors:
+            mean, std = torch.tensor([self.mean, self.std], device=at[0], dtype=at[1])[:,:,None,None]
+            self._tensors[at] = mean, std, 1/std, mean/std
         return self._tensors[at]
 
     def normalize(self,
         z:Tensor  # Raw latents [...,C,h,w], float of any precision, on any device
     ) -> Tensor:  # The same shape and device, float32 for float16, with mean 0 and std 1 over the training set
         "Raw latents to those a network sees"
-        mean, std = self._on(z)
-        z = z.float().mul_(1/std) if z.dtype==torch.float16 else z*(1/std)
-        return z.sub_(mean/std)  # in place: a new tensor of this size costs as much as the arithmetic
+        _, _, scale, shift = self._on(z)
+        z = z.float().mul_(scale) if z.dtype==torch.float16 else z*scale
+        return z.sub_(shift)  # in place: a new tensor of this size costs as much as the arithmetic
 
     def denormalize(self,
         z:Tensor  # Normalised latents [...,C,h,w]
     ) -> Tensor:  # Raw latents, for the codec's `decode`
         "The way back"
-        mean, std = self._on(z)
+        mean, std, *_ = self._on(z)
         return z*std+mean
 
-    def to_dict(self): return dict(mean=self.mean, std=self.std)
+    def to_dict(self):
+        "What JSON can keep; `from_dict` is the way back"
+        return dict(mean=self.mean, std=self.std)
     @classmethod
-    def from_dict(cls, d): return cls(d['mean'], d['std'])
+    def from_dict(cls,
+        d:dict # What `to_dict` gave
+    ):
+        "The normaliser that was kept"
+        return cls(d['mean'], d['std'])
     def __reduce__(self): return LatentNormalizer, (self.mean, self.std)
     def __eq__(self, o): return isinstance(o, LatentNormalizer) and self.to_dict()==o.to_dict()
     def __repr__(self): return f'LatentNormalizer(mean={[round(o,4) for o in self.mean]}, std={[round(o,4) for o in self.std]})'
 
-# %% ../nbs/02_store.ipynb #1d610539
+# %% ../nbs/02_store.ipynb #c47b2d2b
 def _moments(shards):
     "Mean and standard deviation of each channel, and the scaling factor, from shard records and the number of values in each"
     n = sum(s['values'] for s in shards)
@@ -231,7 +242,7 @@ def _moments(shards):
     std = np.sqrt(np.maximum(square-mean**2, 1e-12))  # a channel that never changes has std 1e-6, not 0
     return mean, std, float(1/np.sqrt(max(square.mean()-mean.mean()**2, 1e-12)))
 
-# %% ../nbs/02_store.ipynb #c623f60e
+# %% ../nbs/02_store.ipynb #e0b993fc
 FORMAT, VERSION = 'latentfast store', 1
 _ZEROS = b'0'*64
 
@@ -248,7 +259,7 @@ def _unseal(raw, file):
         raise _damaged(file, 'its checksum does not fit what it says. Copy the store again, or encode into a new folder.')
     return index
 
-# %% ../nbs/02_store.ipynb #315fb83c
+# %% ../nbs/02_store.ipynb #98adb6be
 def _check_index(index, file):
     "Raise ValueError unless `index` has what a store of our version has"
     if index.get('format')!=FORMAT: raise ValueError(f'{file} does not belong to a latent store.')
@@ -282,7 +293,7 @@ def read_index(
     _check_index(index, file)
     return index
 
-# %% ../nbs/02_store.ipynb #869a7879
+# %% ../nbs/02_store.ipynb #2d4566d7
 def write_index(
     path,           # The store's folder; its shards (and errors.jsonl, if any) are there
     shards:list,    # Records of `write_shard` or `shard_record`, in order; the split is what the file's name begins with
@@ -312,7 +323,7 @@ def write_index(
     with replacing(path/'index.json') as f: f.write(_seal(index))
     return index
 
-# %% ../nbs/02_store.ipynb #9432bf05
+# %% ../nbs/02_store.ipynb #d3abfa5a
 def _shard_problem(path, s, index, quick):
     "What is wrong with shard `s` in one sentence, or nothing"
     file = path/s['file']
@@ -352,29 +363,26 @@ def store_problems(
         out.append(f'index.json counts {pictures:,} pictures, which are not {used:,} latents and the lines of errors.jsonl')
     return out
 
-# %% ../nbs/02_store.ipynb #a682110b
+# %% ../nbs/02_store.ipynb #377b1269
 class _Rows:
     "Rows of several arrays of one shape and type, gathered by one indexing call over the address space that they share"
     def __init__(self, arrays):
         self.arrays = [a for a in arrays if len(a)]  # kept: they own the memory
         if not self.arrays: return
-        ends = np.cumsum([len(a) for a in self.arrays])
-        row, at = self.arrays[0][0].nbytes, np.array([a.ctypes.data for a in self.arrays])
-        base, step = at.min(), int(np.gcd.reduce([row, *(at-at.min())]))
-        stop = max(a+len(v)*row for a,v in zip(at.tolist(), self.arrays))
-        self.__array_interface__ = dict(version=3, typestr=f'|V{row}', strides=(step,), data=(int(base), True),
-                                        shape=((stop-int(base)-row)//step+1,))
-        self.space, self.per_row = np.asarray(self), row//step
+        a, ends = self.arrays[0], np.cumsum([len(a) for a in self.arrays])
+        row, at = a[0].nbytes, np.array([a.ctypes.data for a in self.arrays])
+        base, step = int(at.min()), int(np.gcd.reduce([row, *(at-at.min())]))
+        stop = max(p+len(v)*row for p,v in zip(at.tolist(), self.arrays))
+        rows = dict(version=3, typestr=a.dtype.str, data=(base, False), strides=(step, a.itemsize), shape=((stop-base-row)//step+1, row//a.itemsize))
+        self.space, self.per_row, self.shape = torch.from_numpy(np.asarray(SimpleNamespace(__array_interface__=rows))), row//step, a.shape[1:]
         self.begin, self.bounds = (at-base)//step - np.insert(ends, 0, 0)[:-1]*self.per_row, ends
 
     def __call__(self, idxs):
-        "Rows `idxs` (int64 [B], each in 0..n-1) in a new array [B,...]"
-        a = self.arrays[0]
-        if len(self.arrays)==1: return a.take(idxs, 0)
+        "Rows `idxs` (int64 [B], each in 0..n-1) in a new tensor [B,...]"
         where = self.begin[self.bounds.searchsorted(idxs, 'right')] + idxs*self.per_row
-        return self.space[where].view(a.dtype).reshape(len(idxs), *a.shape[1:])
+        return self.space.index_select(0, torch.from_numpy(where)).view(len(idxs), *self.shape)
 
-# %% ../nbs/02_store.ipynb #157889b7
+# %% ../nbs/02_store.ipynb #2ae93b34
 class LatentDataset:
     "One split of a store: `ds[i]` is (latent, label), `ds.__getitems__(idxs)` a whole batch of both"
     def __init__(self,
@@ -420,7 +428,7 @@ class LatentDataset:
         "A whole batch of latents in the type they are stored in"
         idxs, rows = self._index(idxs), self._open()[0]
         if column not in rows: raise ValueError(f'{self.store.path} has {", ".join(rows)}, and no {column}.')
-        return torch.from_numpy(rows[column](idxs)) if len(idxs) else torch.empty(0, *self.shape, dtype=self.store.dtype)
+        return rows[column](idxs) if len(idxs) else torch.empty(0, *self.shape, dtype=self.store.dtype)
 
     def _raw(self, idxs, column='latent'):
         z = self.gather(idxs, column)
@@ -454,14 +462,26 @@ class LatentDataset:
             texts[name] = pa.chunked_array(columns, pa.string()) if len(columns)==len(batches) else None
         return None if texts[name] is None else texts[name][int(self._index([i])[0])].as_py()
 
-    def keys(self, i:int): return self._text('key', i)
-    def captions(self, i:int): return self._text('caption', i)
+    def keys(self,
+        i:int # Position in the split
+    ):
+        "The key of a picture: its path below the folder that was encoded"
+        return self._text('key', i)
+    def captions(self,
+        i:int # Position in the split
+    ):
+        "The caption of a picture, None if it has none"
+        return self._text('caption', i)
     def __repr__(self): return f'LatentDataset({self.store.path}, {self.split}: {self.n:,} latents of {list(self.shape)})'
 
-# %% ../nbs/02_store.ipynb #cff6ab18
+# %% ../nbs/02_store.ipynb #122df87b
 _OF_A_STORE = re.compile(r'\w+-\d+\.arrow|index\.json|plan\.json|errors\.jsonl')
 
-def is_url(path): return '://' in str(path)
+def is_url(
+    path      # A path, or an fsspec address such as s3://bucket/store
+) -> bool:
+    "Is this an address rather than a path?"
+    return '://' in str(path)
 
 def fetch_store(
     url       # fsspec address of a store, finished or not, such as s3://bucket/store
@@ -483,7 +503,7 @@ def fetch_store(
             with replacing(here/name) as out, fs.open(f['name'], 'rb') as src: shutil.copyfileobj(src, out, 1<<20)
     return here
 
-# %% ../nbs/02_store.ipynb #c59374f5
+# %% ../nbs/02_store.ipynb #ab97558b
 class LatentStore:
     "A folder of encoded pictures: raises `FileNotFoundError` (not there, or unfinished) or `ValueError` (damaged)"
     def __init__(self,
@@ -512,7 +532,9 @@ class LatentStore:
                              f'this autoencoder is {codec.name} ({codec.fingerprint}). '
                              f'Use {self.codec}, or encode the pictures again with {codec.name}.')
 
-    def problems(self, quick:bool=False):
+    def problems(self,
+        quick:bool=False # Sizes and headers only, not the checksums?
+    ):
         "Everything that is wrong with the files, one sentence each; see `store_problems`"
         return store_problems(self.path, quick)
 

@@ -6,7 +6,7 @@
 __all__ = ['Noising', 'Perceptual', 'PerceptualTerm', 'power_gamma', 'EMA', 'NaNGuard', 'SampleProgress', 'LatentDistributedDL',
            'LatentDistributedTrainer', 'DiffusionLearner', 'diffusion_learner']
 
-# %% ../nbs/11_training.ipynb #0d48e2a0
+# %% ../nbs/11_training.ipynb #752bdbd8
 import math, warnings
 from copy import deepcopy
 from functools import partial
@@ -23,8 +23,9 @@ from fastcore.basics import listify
 from fastcore.meta import delegates
 from .autoencoder import grid_image, show_images
 from .callbacks import AutocastLearner, AutoPrecision, EpochSeed, fused_adamw
+from .classifier import LatentClassifier
 from .conditioning import ConditionDropout, TextCondition, describe, no_condition
-from .data import NormalizeLatents
+from .data import LatentDL, NormalizeLatents
 from .feature_nets import Alignment
 from .perceptual import PerceptualLoss
 from .sampling import sample
@@ -33,7 +34,7 @@ from .unet import LatentUNet
 try: from fastai.distributed import DistributedDL, DistributedTrainer
 except (ImportError, NameError): DistributedDL, DistributedTrainer = object, Callback  # fastai needs accelerate for it
 
-# %% ../nbs/11_training.ipynb #2c97ae16
+# %% ../nbs/11_training.ipynb #6f18d30e
 class Noising(Callback):
     "Turn a batch of latents into noised latents, timesteps and the objective's target"
     order = 5
@@ -73,7 +74,7 @@ class Noising(Callback):
     @property
     def x0_pred(self): return to_x0(self.pred.float(), self.xt, self.abar, self.objective)
 
-# %% ../nbs/11_training.ipynb #bb94d5b3
+# %% ../nbs/11_training.ipynb #245dd701
 class Perceptual(Callback):
     "Add losses on features to the gradient"
     order = AutoPrecision.order-1
@@ -149,7 +150,7 @@ class PerceptualTerm(Metric):
     @property
     def value(self): return float(self.total)/self.n if self.n else None
 
-# %% ../nbs/11_training.ipynb #3ea332f9
+# %% ../nbs/11_training.ipynb #7bd8c0a3
 def power_gamma(
     width:float  # Relative width of the average, above 0 and below .28
 ) -> float:      # The exponent γ, above 0
@@ -157,7 +158,7 @@ def power_gamma(
     if not 0<width<12**-.5: raise ValueError(f'The relative width of an average lies between 0 and {12**-.5:.3f}, for example .1; {width} was given.')
     return float(np.roots([1, 7, 16-width**-2, 12-width**-2]).real.max())
 
-# %% ../nbs/11_training.ipynb #283425ba
+# %% ../nbs/11_training.ipynb #e2bc02f4
 class EMA(Callback):
     "Keep a moving average of the weights, and validate with it"
     order = 48
@@ -187,7 +188,7 @@ class EMA(Callback):
         if self.average is None: self.average = deepcopy(get_model(self.model)).eval().requires_grad_(False)
         self.average.load_state_dict(state['model'])
 
-# %% ../nbs/11_training.ipynb #193f593a
+# %% ../nbs/11_training.ipynb #f1739f7d
 class NaNGuard(Callback):
     "Clip the gradient's norm; stop with `FloatingPointError` before a step that isn't finite"
     order, run_valid = GradientClip.order, False
@@ -204,7 +205,7 @@ class NaNGuard(Callback):
         raise FloatingPointError(f'Step {self.train_iter+1} (epoch {self.epoch}): {what} is not finite, so the step was not made. Weights, average and optimiser '
                                  f'are those of step {self.train_iter}. The learning rate was {self.opt.hypers[-1]["lr"]:.2g}: try a lower one.')
 
-# %% ../nbs/11_training.ipynb #91303c13
+# %% ../nbs/11_training.ipynb #487eeb50
 class SampleProgress(Callback):
     "Sample pictures from the same seeds every so many epochs or steps; `.history` keeps [(epoch or step, latents)]"
     order = 55
@@ -230,9 +231,11 @@ class SampleProgress(Callback):
             if isinstance(c, TextCondition): self.cond['cond'], c._encoder = ready['cond'], None  # read once, and then no encoder stays in memory
     def after_batch(self):
         if self.every_steps and self.train_iter%self.every_steps==0: self._sample(self.train_iter)
+    def before_epoch(self): self.trained = False
+    def before_train(self): self.trained = True
     def after_epoch(self):
+        if not self.trained: return  # an epoch of an earlier run, that a `Checkpoint` leaves out
         last = self.epoch+1==self.n_epoch
-        if self.learn.train_iter==0: return
         if not self.every_steps and (last or (self.epoch+1)%self.every==0): self._sample(self.epoch+1)
         if self.every_steps and last and self.train_iter%self.every_steps: self._sample(self.train_iter)
     def _sample(self, at):
@@ -257,7 +260,7 @@ class SampleProgress(Callback):
     def state_dict(self): return dict(history=[[e,z] for e,z in self.history])
     def load_state_dict(self, state): self.history = [(e,z) for e,z in state['history']]
 
-# %% ../nbs/11_training.ipynb #4da42968
+# %% ../nbs/11_training.ipynb #894cc4af
 class LatentDistributedDL(DistributedDL):
     "Process r of n gets the r-th part of each batch that one process with n times the batch size would get; on any device"
     skip, begin = 0, None  # as those of `LatentDL`
@@ -272,6 +275,7 @@ class LatentDistributedDL(DistributedDL):
         batches, self.skip = idxs[:len(self)*self.bs*self.world_size].split(self.bs*self.world_size)[self.skip:], 0
         def part(b): return torch.cat([b, b[:1].expand(-len(b)%self.world_size)]).chunk(self.world_size)[self.rank]
         return torch.cat([part(b) for b in batches] or [idxs[:0]]).numpy()
+    sample = LatentDL.sample
     def create_batches(self, samps):
         self.dl.begin, self.begin = self.begin, None
         return self.dl.create_batches(samps)
@@ -280,7 +284,7 @@ class LatentDistributedTrainer(DistributedTrainer):
     "fastai's `DistributedTrainer` with `LatentDistributedDL`"
     def _wrap_dl(self, dl): return dl if isinstance(dl, DistributedDL) else LatentDistributedDL(dl, device=next(self.learn.model.parameters()).device)
 
-# %% ../nbs/11_training.ipynb #f704665e
+# %% ../nbs/11_training.ipynb #ab24dab0
 class DiffusionLearner(AutocastLearner):
     "A fastai `Learner` that samples; made by `diffusion_learner`"
     def __getattr__(self, k):
@@ -345,7 +349,10 @@ class DiffusionLearner(AutocastLearner):
                       guidance_scale=guidance_scale, **self.conditions(n, cond, negative_prompt, guidance_scale), **kwargs)
 
     @delegates(sample_latents)
-    def sample(self, n, **kwargs):
+    def sample(self,
+        n:int, # How many pictures
+        **kwargs
+    ):
         "Sample `n` pictures [n,3,H,W] in [-1,1] with the EMA weights; arguments as `sample_latents`"
         return self.decode(self.sample_latents(n, **kwargs))
 
@@ -355,7 +362,7 @@ class DiffusionLearner(AutocastLearner):
         if self.dls.conds: kwargs = {'cond': real[-1], **kwargs}
         show_images(torch.cat([self.dls.train.pictures(real, max_n), self.sample(len(real[0]), steps=steps, seed=seed, progress=False, **kwargs)]), ncol=max_n)
 
-# %% ../nbs/11_training.ipynb #5dc2c695
+# %% ../nbs/11_training.ipynb #d4d1480b
 def _check_told(model, told):
     "Raise ValueError unless the loaders' conditions are those that the model takes"
     kinds = dict(n_classes='class', context_dim='text', cond_channels='STORE')
@@ -366,13 +373,13 @@ def _check_told(model, told):
         if k!='words': raise ValueError(f'The data have a condition that the model does not take: make it with {k}={v}, or leave it out and have it made.')
         raise ValueError("The model's own text encoder has another vocabulary than these captions: make the model with words=dls.conds[0].tokenizer.words.")
 
-# %% ../nbs/11_training.ipynb #ceb1fa3e
+# %% ../nbs/11_training.ipynb #f44703bc
 def diffusion_learner(
     dls,                      # `LatentDataLoaders`
     model=None,               # A network (xt, timestep) -> answer, such as `LatentUNet` or diffusers' `UNet2DModel`; a `LatentUNet` of `size` if not given
     objective:str='v',        # What the network answers, one of `OBJECTIVES`: 'v' (safe at every noise level), 'eps' (the course's), 'x0', 'flow', 'karras'
     schedule:str='cosine',    # Noise schedule, one of `SCHEDULES`: 'cosine' (the course's), 'linear', 'scaled_linear', 'flow', ...
-    perceptual=None,          # What to add to the MSE: a latent classifier, a `PerceptualLoss`, an `Alignment`, or a list of such
+    perceptual=None,          # Beside the MSE: a latent classifier, its folder, 'tiny-imagenet' (bundled), a `PerceptualLoss`, an `Alignment`, or a list
     size:str='small',         # Size of the `LatentUNet`: 'tiny', 'small', 'base' or 'course'
     ema=.999,                 # Moving average of the weights: its decay; 'power' for a power function of width .1; None or 0 for none
     precision='auto',         # Number format: 'auto' picks the device's fastest that is safe; None for float32
@@ -398,7 +405,8 @@ def diffusion_learner(
     if told and cond_drop: added.append(ConditionDropout(cond_drop))
     if ema: added.append(EMA(width=.1) if ema=='power' else EMA(ema))
     if seed is not None: added.append(EpochSeed(seed))
-    if losses := [l if isinstance(l, (PerceptualLoss,Alignment)) else PerceptualLoss(l) for l in listify(perceptual)]:
+    nets = [LatentClassifier.from_pretrained(l) if isinstance(l, (str,Path)) else l for l in listify(perceptual)]
+    if losses := [l if isinstance(l, (PerceptualLoss,Alignment)) else PerceptualLoss(l) for l in nets]:
         for l in losses:
             if getattr(getattr(l.net, 'config', None), 'fingerprint', None): l.net.adapt_to(dls.store)
         added.append(Perceptual(losses)); metrics = [PerceptualTerm(added[-1], n) for n in added[-1].names]

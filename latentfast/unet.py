@@ -6,7 +6,7 @@
 __all__ = ['SIZES', 'timestep_embedding', 'EmbResBlock', 'SelfAttention2D', 'CrossAttention2D', 'DownBlock', 'UpBlock',
            'LatentUNet', 'unet_params']
 
-# %% ../nbs/08_unet.ipynb #94f47148
+# %% ../nbs/08_unet.ipynb #69cfda3f
 import math
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
@@ -16,7 +16,7 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from diffusers.utils import is_accelerate_available
 from .conditioning import CaptionEncoder
 
-# %% ../nbs/08_unet.ipynb #6052d993
+# %% ../nbs/08_unet.ipynb #b87eb353
 def timestep_embedding(
     timestep:Tensor,      # Timesteps [B], 0..999, fractions allowed
     n:int,                # Numbers a timestep; even
@@ -27,7 +27,7 @@ def timestep_embedding(
     a = timestep[:,None].float()*freq
     return torch.cat([a.sin(), a.cos()], 1)
 
-# %% ../nbs/08_unet.ipynb #92e4042f
+# %% ../nbs/08_unet.ipynb #56052459
 def _norm(nf, n_groups): return nn.GroupNorm(math.gcd(nf, n_groups), nf)
 
 def _zero(m):
@@ -60,7 +60,7 @@ class EmbResBlock(nn.Module):
         x = self.attn(self.idconv(x) + self.conv2(F.silu(h)))
         return x if self.cross is None else self.cross(x, *context)
 
-# %% ../nbs/08_unet.ipynb #921e7280
+# %% ../nbs/08_unet.ipynb #3dca8ebf
 def _attend(q, k, v, mask=None):
     "softmax(QKᵀ/√d)·V for q, k, v [B,heads,places,d]; mask [B,1,1,places] is True where there is something to look at"
     if not (q.device.type=='cpu' and q.dtype==torch.bfloat16 and q.requires_grad): return F.scaled_dot_product_attention(q, k, v, mask)
@@ -86,7 +86,7 @@ class SelfAttention2D(nn.Module):
         o = _attend(q, k, v).transpose(1,2).reshape(b, h*w, c)
         return x + self.proj(o).view(b, h, w, c).permute(0,3,1,2)
 
-# %% ../nbs/08_unet.ipynb #b1fe0001
+# %% ../nbs/08_unet.ipynb #2cce23c0
 class CrossAttention2D(nn.Module):
     "x + multi-head attention from all places of x [B,C,h,w] to a text's states. LDM, section 3.3; zero-initialised. ValueError if the heads don't fit"
     def __init__(self,
@@ -110,7 +110,7 @@ class CrossAttention2D(nn.Module):
         o = _attend(heads(q), heads(k), heads(v), None if mask is None else mask[:,None,None]).transpose(1,2).reshape(b, h*w, c)
         return x + self.proj(o).view(b, h, w, c).permute(0,3,1,2)
 
-# %% ../nbs/08_unet.ipynb #f5c52d34
+# %% ../nbs/08_unet.ipynb #ccf3d232
 SIZES = dict(tiny=dict(nfs=(32,64,128), num_layers=1, attn_levels=(1,)),
              small=dict(nfs=(64,128,192), num_layers=2, attn_levels=(1,)),
              base=dict(nfs=(128,256,384,512), num_layers=2, attn_levels=(2,3), head_dim=64, n_groups=32),
@@ -118,7 +118,14 @@ SIZES = dict(tiny=dict(nfs=(32,64,128), num_layers=1, attn_levels=(1,)),
 
 class DownBlock(nn.Module):
     "`num_layers` blocks, then half the size unless it's the last level. Gives all that it made, last one last. Course notebook 26"
-    def __init__(self, n_emb, ni, nf, add_down=True, num_layers=1, **kw):
+    def __init__(self,
+        n_emb:int,          # Width of the timestep embedding
+        ni:int,             # Channels in
+        nf:int,             # Channels out
+        add_down:bool=True, # Half the size at the end?
+        num_layers:int=1,   # Blocks
+        **kw                # For `EmbResBlock`
+    ):
         super().__init__()
         self.resnets = nn.ModuleList(EmbResBlock(n_emb, ni if i==0 else nf, nf, **kw) for i in range(num_layers))
         self.down = nn.Conv2d(nf, nf, 3, stride=2, padding=1) if add_down else None
@@ -131,7 +138,14 @@ class DownBlock(nn.Module):
 
 class UpBlock(nn.Module):
     "A block for each of `skips`, the widths on top of the pile, then twice the size unless it's the first level. Course notebook 26"
-    def __init__(self, n_emb, ni, nf, skips, add_up=True, **kw):
+    def __init__(self,
+        n_emb:int,        # Width of the timestep embedding
+        ni:int,           # Channels in, without the skips
+        nf:int,           # Channels out
+        skips:list,       # Channels of each skip, in the order in which they come off the pile
+        add_up:bool=True, # Twice the size at the end?
+        **kw              # For `EmbResBlock`
+    ):
         super().__init__()
         self.resnets = nn.ModuleList(EmbResBlock(n_emb, (ni if i==0 else nf)+s, nf, **kw) for i,s in enumerate(skips))
         self.up = nn.Conv2d(nf, nf, 3, padding=1) if add_up else None
@@ -140,7 +154,7 @@ class UpBlock(nn.Module):
         for resnet in self.resnets: x = resnet(torch.cat([x, pile.pop()], 1), emb, context)
         return x if self.up is None else self.up(F.interpolate(x, scale_factor=2.))
 
-# %% ../nbs/08_unet.ipynb #c9c1b7a0
+# %% ../nbs/08_unet.ipynb #7cb21347
 class LatentUNet(ModelMixin, ConfigMixin):
     "The U-Net of course notebooks 26 and 28 for latents. ValueError for widths and heads that don't fit"
     __getattr__ = nn.Module.__getattr__  # diffusers' own also looks into the config, where fastai's `learn.values` would find a dict's method
@@ -264,7 +278,7 @@ class LatentUNet(ModelMixin, ConfigMixin):
         "A saved U-Net. Reads safetensors only, never a pickle"
         return super().from_pretrained(path, **dict(low_cpu_mem_usage=is_accelerate_available())|kw|dict(use_safetensors=True))
 
-# %% ../nbs/08_unet.ipynb #fbce7ccd
+# %% ../nbs/08_unet.ipynb #465ce2b1
 def unet_params(
     nfs,               # Width of each level
     num_layers:int=1,  # Blocks a level on the way down

@@ -8,7 +8,7 @@ __all__ = ['PictureSquares', 'PictureDL', 'picture_dls', 'KLAutoencoder', 'VQAut
            'PatchDiscriminator', 'hinge_loss', 'adaptive_weight', 'PatchGAN', 'ReconstructionProgress', 'VAELearner',
            'vae_learner', 'evaluate_codec', 'codec_report', 'show_codec']
 
-# %% ../nbs/15_vae_training.ipynb #64f6ccd4
+# %% ../nbs/15_vae_training.ipynb #12ea4e2e
 import math
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
@@ -32,7 +32,7 @@ from .lpips import PicturesToFloat
 from .sources import Pictures, find_pictures, _TURN, _orientation, _rgb
 from .training import EMA
 
-# %% ../nbs/15_vae_training.ipynb #d3049117
+# %% ../nbs/15_vae_training.ipynb #d90c4592
 def _whole_picture(source, least):
     "All of a picture as RGB, reduced to a short side of `least` if it is longer"
     with Image.open(source) as im:
@@ -122,7 +122,7 @@ class PictureDL(TfmdDL):
         "Show a batch's pictures"
         show_images((self.one_batch() if b is None else b)[0][:max_n], ncol=ncol)
 
-# %% ../nbs/15_vae_training.ipynb #40491dbc
+# %% ../nbs/15_vae_training.ipynb #476f50d4
 def picture_dls(
     src,                # A folder of pictures (or what else `find_pictures` takes); or a list, each giving the same share of a pass
     size:int=256,       # Pixels on each side; a multiple of the autoencoder's factor
@@ -153,24 +153,28 @@ def picture_dls(
     if seed is not None: tdl.rng.seed(seed)
     return DataLoaders(tdl, vdl, device=device)
 
-# %% ../nbs/15_vae_training.ipynb #e6fb0700
+# %% ../nbs/15_vae_training.ipynb #c292d853
 class KLAutoencoder(nn.Module):
     "An `AutoencoderKL` as training calls it: pictures to (reconstruction, posterior mean, its log-variance)"
-    def __init__(self, net): super().__init__(); self.net = net
+    def __init__(self,
+        net # `AutoencoderKL`
+    ): super().__init__(); self.net = net
     def forward(self, x):
         p = self.net.encode(x).latent_dist
         return self.net.decode(p.sample() if self.training else p.mean).sample, p.mean, p.logvar
 
 class VQAutoencoder(nn.Module):
     "A `VQModel` as training calls it: pictures to (reconstruction, latents, their codes, the codes' numbers)"
-    def __init__(self, net): super().__init__(); self.net = net
+    def __init__(self,
+        net # `VQModel`
+    ): super().__init__(); self.net = net
     def forward(self, x):
         z, q = self.net.encode(x).latents.float(), self.net.quantize
         with torch.no_grad(), torch.autocast(z.device.type, enabled=False): k = q(z)[2][2]
         e = q.embedding(k).view(len(z), *z.shape[2:], -1).permute(0,3,1,2)
         return self.net.decode(z+(e-z).detach(), force_not_quantize=True).sample, z, e, k
 
-# %% ../nbs/15_vae_training.ipynb #1696eb45
+# %% ../nbs/15_vae_training.ipynb #4c6c89d8
 _CHANNELS = {4:(128,256,512), 8:(128,256,512,512), 16:(128,128,256,256,512), 32:(128,128,256,256,512,512)}
 
 def make_autoencoder(
@@ -198,10 +202,12 @@ def make_autoencoder(
                 sample_size=sample_size)
     return AutoencoderKL(**args) if kind=='kl' else VQModel(num_vq_embeddings=codebook, vq_embed_dim=latent_channels, **args)
 
-# %% ../nbs/15_vae_training.ipynb #1623a5ae
+# %% ../nbs/15_vae_training.ipynb #3c045d6b
 class Diverged(FloatingPointError):
     "A training that blew up"
-    def __init__(self, message): super().__init__(message); self.message = message
+    def __init__(self,
+        message # What blew up, when, and what to do
+    ): super().__init__(message); self.message = message
     def __str__(self): return self.message  # fastai puts the callback's name in front of an exception's own words
 
 class Watch(Callback):
@@ -236,7 +242,11 @@ class Watch(Callback):
         total, n = self.sums[self.part].get(name, (0., 0))
         self.sums[self.part][name] = total+value, n+1
         return value
-    def mean(self, name, part):
+    def mean(self,
+        name, # A term's name, as given to `note`
+        part  # 'train' or 'valid'
+    ):
+        "A term's mean since the part of the epoch began, 0 if it had none"
         total, n = self.sums[part].get(name, (0., 0))
         return total/n if n else 0.
 
@@ -254,7 +264,10 @@ class Watch(Callback):
 
 class Column(Metric):
     "A number as a column of the training's table"
-    def __init__(self, name, get): self._name, self._get = name, get
+    def __init__(self,
+        name, # Heading
+        get   # get() gives the number at the end of an epoch
+    ): self._name, self._get = name, get
     def reset(self): pass
     def accumulate(self, learn): pass
     @property
@@ -262,7 +275,7 @@ class Column(Metric):
     @property
     def value(self): return self._get()
 
-# %% ../nbs/15_vae_training.ipynb #f3f30709
+# %% ../nbs/15_vae_training.ipynb #77127307
 class Reconstruct(Callback):
     "The pictures as the target; the reconstruction as the prediction, and the rest of what the model gave as `latent`. Counts the `steps`"
     order = Watch.order+1
@@ -300,7 +313,7 @@ class LPIPSLoss(LossTerm):
         self.watch.note('lpips', d)
         return d
 
-# %% ../nbs/15_vae_training.ipynb #8fcf6079
+# %% ../nbs/15_vae_training.ipynb #5494e57b
 class KLLoss(LossTerm):
     "Divergence of the posterior from a standard normal, in nats per value of the picture, so that weights compare with LDM's"
     def term(self):
@@ -309,7 +322,7 @@ class KLLoss(LossTerm):
         self.watch.note('kl', kl/mean.numel())
         return kl/self.yb[0].numel()
 
-# %% ../nbs/15_vae_training.ipynb #43093543
+# %% ../nbs/15_vae_training.ipynb #b7e6a4be
 def perplexity(
     counts:Tensor # How often each code was used [K]
 ) -> float:       # 1 to K
@@ -350,14 +363,16 @@ class CodebookLoss(LossTerm):
         book[idle] = z[torch.randint(len(z), (int(idle.sum()),)).to(z.device)].to(book)
         self.recent.zero_()
     @property
-    def dead(self): return float((self.counts['train']==0).sum())
+    def dead(self):
+        "How many codes no training picture of this epoch used"
+        return float((self.counts['train']==0).sum())
     def state_dict(self): return dict(recent=self.recent, train=self.counts.get('train'))
     def load_state_dict(self, state):
         if state['recent'] is None: return
         book = self.model.net.quantize.embedding.weight
         self.recent, self.counts['train'] = state['recent'].to(book.device), state['train'].to(book.device)
 
-# %% ../nbs/15_vae_training.ipynb #1061d19c
+# %% ../nbs/15_vae_training.ipynb #f71a63db
 class PatchDiscriminator(nn.Module):
     "The PatchGAN of Isola et al. 2017: one logit for each patch, high for real"
     def __init__(self,
@@ -385,7 +400,7 @@ def hinge_loss(
     "The discriminator's loss: 0 where it says more than 1 for real and less than -1 for fake (Lim and Ye 2017), as VQGAN halves it"
     return .5*(F.relu(1-real).mean()+F.relu(1+fake).mean())
 
-# %% ../nbs/15_vae_training.ipynb #eb67a0aa
+# %% ../nbs/15_vae_training.ipynb #701159e7
 def adaptive_weight(
     loss:Tensor,            # What the reconstruction is judged by so far
     gan:Tensor,             # The discriminator's term
@@ -397,7 +412,7 @@ def adaptive_weight(
         a, b = (torch.autograd.grad(o, last, retain_graph=True)[0].norm() for o in (loss, gan))
     return (a/(b+1e-4)).clamp(0, max_weight).detach()
 
-# %% ../nbs/15_vae_training.ipynb #d15438f2
+# %% ../nbs/15_vae_training.ipynb #b995775b
 class PatchGAN(LossTerm):
     "A discriminator, its optimiser and its term, from step `start` on"
     order, run_valid = AutoPrecision.order-1, False
@@ -440,7 +455,7 @@ class PatchGAN(LossTerm):
     def state_dict(self): return dict(disc=self.disc.state_dict(), opt=self.disc_opt.state_dict())
     def load_state_dict(self, state): self.disc.load_state_dict(state['disc']); self.disc_opt.load_state_dict(state['opt'])
 
-# %% ../nbs/15_vae_training.ipynb #56e4c464
+# %% ../nbs/15_vae_training.ipynb #de2c94ec
 class ReconstructionProgress(Callback):
     "Held-out pictures over their reconstructions every so many steps; `.history` keeps [(step, reconstructions)]"
     order, run_valid = 55, False
@@ -466,7 +481,7 @@ class ReconstructionProgress(Callback):
         "Draw the pictures, and a row of reconstructions for each time"
         show_images(torch.cat([self.shown, *[y for _,y in self.history]]), ncol=len(self.shown))
 
-# %% ../nbs/15_vae_training.ipynb #6f95faae
+# %% ../nbs/15_vae_training.ipynb #f1434282
 class VAELearner(AutocastLearner):
     "A fastai `Learner` that trains an autoencoder; made by `vae_learner`"
     @property
@@ -525,7 +540,7 @@ class VAELearner(AutocastLearner):
         x = next(iter(self.dls.valid))[0][:max_n].cpu()
         show_images(torch.cat([x, self.reconstruct_pictures(x)]), ncol=len(x))
 
-# %% ../nbs/15_vae_training.ipynb #66ac60e9
+# %% ../nbs/15_vae_training.ipynb #3f45de0a
 _SIZES = {None: dict(channels=None, layers=2, attention=True, codebook=16384, kl_weight=1e-6, restart=0, disc_start=50_000,
                      disc_channels=64),
           'tiny': dict(channels=(16,48,96,120), layers=1, attention=False, codebook=1024, kl_weight=.05, restart=100, disc_start=2000,
@@ -599,7 +614,7 @@ def vae_learner(
     return VAELearner(dls, (VQAutoencoder if vq else KLAutoencoder)(model), loss_func=pixel_loss, opt_func=opt_func, metrics=shown,
                       cbs=[*added, *listify(cbs)], **{'train_bn': False, **kwargs})
 
-# %% ../nbs/15_vae_training.ipynb #2695e66c
+# %% ../nbs/15_vae_training.ipynb #92057fa6
 @torch.inference_mode()
 def evaluate_codec(
     codec:LatentCodec, # What to judge

@@ -52,12 +52,17 @@ def main():
     ap.add_argument('--kl-weight', type=float, default=.05); ap.add_argument('--disc-weight', type=float, default=.5)
     ap.add_argument('--disc-start', type=int, default=8000, help='steps without the PatchGAN')
     ap.add_argument('--disc-channels', type=int, default=32)
-    ap.add_argument('--start', help="a codec to go on from: 'tiny', or a folder"); ap.add_argument('--seed', type=int, default=0)
+    ap.add_argument('--start', nargs='+', metavar='CODEC', help="a codec to go on from: 'tiny', or a folder; or two, whose weights are averaged")
+    ap.add_argument('--mix', type=float, default=.75, help='share of the second of two codecs to start from'); ap.add_argument('--seed', type=int, default=0)
     a = ap.parse_args()
     work, settings = Path(a.work), {k: v for k,v in vars(a).items() if k not in ('out','work')}
     dls = picture_dls(a.photos, a.size, bs=a.batch_size, min_scale=.33, per_epoch=a.epoch*a.batch_size, n_valid=200,
                       augment=Vary(), seed=a.seed)
-    model = LatentCodec.from_pretrained(a.start).model.requires_grad_(True) if a.start else None
+    models = [LatentCodec.from_pretrained(o).model.requires_grad_(True) for o in a.start or []]
+    model = models[0] if models else None
+    if len(models)==2:
+        with torch.no_grad():
+            for p,q in zip(*(m.parameters() for m in models)): p.lerp_(q, a.mix)
     lpips = None if a.lpips=='none' else LPIPS.from_pretrained(a.lpips)
     adam = partial(OptimWrapper, opt=partial(torch.optim.Adam, betas=(.9,.99), fused=True))
     learn = vae_learner(dls, size='tiny', model=model, l2=2., lpips=lpips, lpips_weight=a.lpips_weight, kl_weight=a.kl_weight,

@@ -1,5 +1,5 @@
 """What trained the bundled autoencoder `tiny` (a diffusers AutoencoderKL: 8 times down, 4 channels) on folders of pictures, before there was LPIPS here:
-`train_tiny.py` is to replace it and its weights.
+its first stage; `train_tiny.py` goes on from its weights.
 
     python scripts/train_tiny_l1.py --minutes 45 --out latentfast/models/tiny PHOTOS [PHOTOS ...]
 
