@@ -861,6 +861,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'latentfast/training.py'),
                                      'latentfast.training.DiffusionLearner.show_results': ( 'training.html#diffusionlearner.show_results',
                                                                                             'latentfast/training.py'),
+                                     'latentfast.training.DiffusionLearner.summary': ( 'training.html#diffusionlearner.summary',
+                                                                                       'latentfast/training.py'),
                                      'latentfast.training.DiffusionLearner.to_distributed': ( 'training.html#diffusionlearner.to_distributed',
                                                                                               'latentfast/training.py'),
                                      'latentfast.training.EMA': ('training.html#ema', 'latentfast/training.py'),

@@ -6,7 +6,7 @@
 __all__ = ['Noising', 'Perceptual', 'PerceptualTerm', 'power_gamma', 'EMA', 'NaNGuard', 'SampleProgress', 'LatentDistributedDL',
            'LatentDistributedTrainer', 'DiffusionLearner', 'diffusion_learner']
 
-# %% ../nbs/11_training.ipynb #752bdbd8
+# %% ../nbs/11_training.ipynb #4362b406
 import math, warnings
 from copy import deepcopy
 from functools import partial
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from torch import nn
 from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.hook import *
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import *
 from fastai.callback.training import GradientClip
@@ -34,7 +35,7 @@ from .unet import LatentUNet
 try: from fastai.distributed import DistributedDL, DistributedTrainer
 except (ImportError, NameError): DistributedDL, DistributedTrainer = object, Callback  # fastai needs accelerate for it
 
-# %% ../nbs/11_training.ipynb #6f18d30e
+# %% ../nbs/11_training.ipynb #068a1ad2
 class Noising(Callback):
     "Turn a batch of latents into noised latents, timesteps and the objective's target"
     order = 5
@@ -74,7 +75,7 @@ class Noising(Callback):
     @property
     def x0_pred(self): return to_x0(self.pred.float(), self.xt, self.abar, self.objective)
 
-# %% ../nbs/11_training.ipynb #245dd701
+# %% ../nbs/11_training.ipynb #d9f84d82
 class Perceptual(Callback):
     "Add losses on features to the gradient"
     order = AutoPrecision.order-1
@@ -104,7 +105,7 @@ class Perceptual(Callback):
 
     def _targets(self, x0, rows):
         "For each loss a function from sample numbers to activations, or None"
-        ds = self.dl.dataset
+        ds = getattr(self.dl, 'dataset', None)  # `summary` gives a list of one batch
         if rows is None or id(ds) not in self.known: return [None]*len(self.losses)
         if self.unchecked:
             self.unchecked, z = False, ds.store.normalizer.normalize(ds.__getitems__(rows.cpu().numpy())[0])
@@ -150,7 +151,7 @@ class PerceptualTerm(Metric):
     @property
     def value(self): return float(self.total)/self.n if self.n else None
 
-# %% ../nbs/11_training.ipynb #7bd8c0a3
+# %% ../nbs/11_training.ipynb #5c8d808b
 def power_gamma(
     width:float  # Relative width of the average, above 0 and below .28
 ) -> float:      # The exponent γ, above 0
@@ -158,7 +159,7 @@ def power_gamma(
     if not 0<width<12**-.5: raise ValueError(f'The relative width of an average lies between 0 and {12**-.5:.3f}, for example .1; {width} was given.')
     return float(np.roots([1, 7, 16-width**-2, 12-width**-2]).real.max())
 
-# %% ../nbs/11_training.ipynb #e2bc02f4
+# %% ../nbs/11_training.ipynb #333682fa
 class EMA(Callback):
     "Keep a moving average of the weights, and validate with it"
     order = 48
@@ -179,7 +180,8 @@ class EMA(Callback):
         decay = min(self.decay, self.n/(9+self.n)) if self.gamma is None else (1-1/self.n)**(self.gamma+1)
         torch._foreach_lerp_(list(self.average.parameters()), [p.detach() for p in self.model.parameters()], 1-decay)
         for a,b in zip(self.average.buffers(), self.model.buffers()): a.copy_(b)
-    def before_validate(self): self.raw, self.learn.model = self.model, self.average
+    def before_validate(self):
+        if self.average is not None: self.raw, self.learn.model = self.model, self.average
     def after_validate(self):
         if self.raw is not None: self.learn.model, self.raw = self.raw, None
     def state_dict(self): return dict(n=self.n, model=self.average.state_dict())
@@ -188,7 +190,7 @@ class EMA(Callback):
         if self.average is None: self.average = deepcopy(get_model(self.model)).eval().requires_grad_(False)
         self.average.load_state_dict(state['model'])
 
-# %% ../nbs/11_training.ipynb #f1739f7d
+# %% ../nbs/11_training.ipynb #d1303c0b
 class NaNGuard(Callback):
     "Clip the gradient's norm; stop with `FloatingPointError` before a step that isn't finite"
     order, run_valid = GradientClip.order, False
@@ -205,7 +207,7 @@ class NaNGuard(Callback):
         raise FloatingPointError(f'Step {self.train_iter+1} (epoch {self.epoch}): {what} is not finite, so the step was not made. Weights, average and optimiser '
                                  f'are those of step {self.train_iter}. The learning rate was {self.opt.hypers[-1]["lr"]:.2g}: try a lower one.')
 
-# %% ../nbs/11_training.ipynb #487eeb50
+# %% ../nbs/11_training.ipynb #e1781dd1
 class SampleProgress(Callback):
     "Sample pictures from the same seeds every so many epochs or steps; `.history` keeps [(epoch or step, latents)]"
     order = 55
@@ -260,7 +262,7 @@ class SampleProgress(Callback):
     def state_dict(self): return dict(history=[[e,z] for e,z in self.history])
     def load_state_dict(self, state): self.history = [(e,z) for e,z in state['history']]
 
-# %% ../nbs/11_training.ipynb #894cc4af
+# %% ../nbs/11_training.ipynb #83120a30
 class LatentDistributedDL(DistributedDL):
     "Process r of n gets the r-th part of each batch that one process with n times the batch size would get; on any device"
     skip, begin = 0, None  # as those of `LatentDL`
@@ -284,7 +286,7 @@ class LatentDistributedTrainer(DistributedTrainer):
     "fastai's `DistributedTrainer` with `LatentDistributedDL`"
     def _wrap_dl(self, dl): return dl if isinstance(dl, DistributedDL) else LatentDistributedDL(dl, device=next(self.learn.model.parameters()).device)
 
-# %% ../nbs/11_training.ipynb #ab24dab0
+# %% ../nbs/11_training.ipynb #0808c56f
 class DiffusionLearner(AutocastLearner):
     "A fastai `Learner` that samples; made by `diffusion_learner`"
     def __getattr__(self, k):
@@ -301,6 +303,13 @@ class DiffusionLearner(AutocastLearner):
         try: super()._do_epoch_validate(*args, **kwargs)
         finally:  # also after Ctrl-C, or the average would be trained next
             if hasattr(self, 'ema'): self.ema.after_validate()
+
+    def summary(self):
+        "fastai's table of layers, parameters and callbacks, for the network that is trained"
+        if not hasattr(self, 'ema'): return super().summary()
+        average, self.ema.average = self.ema.average, self.model  # or the average would take its place
+        try: return super().summary()
+        finally: self.ema.average = average
 
     def distrib_ctx(self, **kwargs):
         "fastai's `distrib_ctx`: train in several processes, started by `accelerate launch` or `torchrun`"
@@ -362,7 +371,7 @@ class DiffusionLearner(AutocastLearner):
         if self.dls.conds: kwargs = {'cond': real[-1], **kwargs}
         show_images(torch.cat([self.dls.train.pictures(real, max_n), self.sample(len(real[0]), steps=steps, seed=seed, progress=False, **kwargs)]), ncol=max_n)
 
-# %% ../nbs/11_training.ipynb #d4d1480b
+# %% ../nbs/11_training.ipynb #7bb6a816
 def _check_told(model, told):
     "Raise ValueError unless the loaders' conditions are those that the model takes"
     kinds = dict(n_classes='class', context_dim='text', cond_channels='STORE')
@@ -373,7 +382,7 @@ def _check_told(model, told):
         if k!='words': raise ValueError(f'The data have a condition that the model does not take: make it with {k}={v}, or leave it out and have it made.')
         raise ValueError("The model's own text encoder has another vocabulary than these captions: make the model with words=dls.conds[0].tokenizer.words.")
 
-# %% ../nbs/11_training.ipynb #f44703bc
+# %% ../nbs/11_training.ipynb #8d158118
 def diffusion_learner(
     dls,                      # `LatentDataLoaders`
     model=None,               # A network (xt, timestep) -> answer, such as `LatentUNet` or diffusers' `UNet2DModel`; a `LatentUNet` of `size` if not given
