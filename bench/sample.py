@@ -66,7 +66,7 @@ def saved(model, store, clf=None):
 def cifar10(judge=False):
     "The MSE model of the CIFAR-10 tutorial, its store, and the classifiers there: of latents and, if asked for, the judge of pixels"
     from latentfast.autoencoder import LatentCodec
-    from latentfast.classifier import LatentClassifier, classifier_learner
+    from latentfast.classifier import classifier_learner
     from latentfast.data import latent_dls
     from latentfast.evaluation import feature_net
     from latentfast.sampling import sample
@@ -77,10 +77,7 @@ def cifar10(judge=False):
     unet.load_state_dict(state('MSE-0')['cbs']['ema']['model'])
     nets = [classifier_learner(latent_dls(store), arch='tiny').model]
     nets[0].load_state_dict(state('classifier')['model'])
-    if judge:
-        net = LatentClassifier(channels=3, nfs=(16,32,64,128,256), n_blocks=(1,)*4, n_classes=len(store.classes), latent_size=32)
-        net.load_state_dict(state('judge')['model']); net.register_to_config(codec='pixels', image_size=32)
-        nets.append(feature_net(net.eval()))
+    if judge: nets.append(feature_net(CIFAR/'judge'))
     return partial(sample, unet), store, LatentCodec.from_pretrained(store.codec), nets
 
 def trained(folder):

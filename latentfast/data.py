@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np, torch
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import CategoryMap
+from fastcore.basics import chunked
 from fasttransform import ItemTransform
 from torch import Tensor
 from .autoencoder import LatentCodec, show_images
@@ -49,11 +50,11 @@ class LatentDL(TfmdDL):
     def shuffle_fn(self, idxs): return np.random.default_rng(self.rng.getrandbits(64)).permutation(idxs)
     def sample(self):  # a batch's indices at a time; fastai's own gives them one by one, which takes as long as the gather
         idxs = self._DataLoader__idxs  # where fastai's `__iter__` keeps what `get_idxs` gave
-        return (idxs[i:i+self.bs] for i in range(self.offs*self.bs, len(idxs), self.num_workers*self.bs))
+        return [idxs[i:i+self.bs] for i in range(self.offs*self.bs, len(idxs), self.num_workers*self.bs)]
     def create_batches(self, samps):
         begin, self.begin = self.begin, None
         if begin: begin()
-        for idxs in samps:
+        for idxs in samps if isinstance(samps, list) else chunked(samps, self.bs):  # one by one is how fastai's `DistributedDL` gives them
             if len(idxs)==self.bs or not self.drop_last: yield self._batch(idxs)
     def _batch(self, idxs):
         b = self.dataset.__getitems__(idxs)

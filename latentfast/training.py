@@ -26,7 +26,7 @@ from .autoencoder import grid_image, show_images
 from .callbacks import AutocastLearner, AutoPrecision, EpochSeed, fused_adamw
 from .classifier import LatentClassifier
 from .conditioning import ConditionDropout, TextCondition, describe, no_condition
-from .data import LatentDL, NormalizeLatents
+from .data import NormalizeLatents
 from .feature_nets import Alignment
 from .perceptual import PerceptualLoss
 from .sampling import sample
@@ -277,7 +277,6 @@ class LatentDistributedDL(DistributedDL):
         batches, self.skip = idxs[:len(self)*self.bs*self.world_size].split(self.bs*self.world_size)[self.skip:], 0
         def part(b): return torch.cat([b, b[:1].expand(-len(b)%self.world_size)]).chunk(self.world_size)[self.rank]
         return torch.cat([part(b) for b in batches] or [idxs[:0]]).numpy()
-    sample = LatentDL.sample
     def create_batches(self, samps):
         self.dl.begin, self.begin = self.begin, None
         return self.dl.create_batches(samps)
