@@ -68,6 +68,17 @@ def test_the_page(page, chromium, size, scheme, tmp_path):
     at.close()
     assert not wrong and all(u.startswith((page.local_url.rstrip('/'), 'data:', 'blob:')) for u in asked), (wrong, asked)
 
+def until_there(at, asked, what):
+    "Press Sample until the page sends `what`: a picture takes its time to be uploaded and drawn"
+    for _ in range(20):
+        at.get_by_role('button', name='Sample', exact=True).click()
+        for _ in range(300):
+            if asked: break
+            at.wait_for_timeout(100)
+        if what in (kw := asked.pop()): return kw
+        at.wait_for_timeout(1000)
+    raise AssertionError(f'{what} was never sent, only {sorted(kw)}')
+
 def test_a_picture_of_ones_own_painted_on_a_class_and_stop(page, chromium, tmp_path, monkeypatch):
     import latentfast.play
     asked, real = [], latentfast.play.forming
@@ -79,10 +90,8 @@ def test_a_picture_of_ones_own_painted_on_a_class_and_stop(page, chromium, tmp_p
     at.get_by_label('Class').click(); at.get_by_role('option', name='cone').click()
     at.get_by_text('Start from a picture').click()
     at.locator('input[type=file]').first.set_input_files(tmp_path/'red.png')
-    at.wait_for_timeout(1500)
-    at.get_by_role('button', name='Sample', exact=True).click()
+    kw = until_there(at, asked, 'image')
     at.get_by_text('Seed 0, 15 steps of unipc').wait_for(timeout=60_000)
-    kw = asked.pop()
     assert kw['label']==1 and kw['classifier'] is not None and kw['strength']==.6 and 'mask_image' not in kw
     assert kw['image'].size==(32,32) and kw['image'].getpixel((16,16))[0]>240 and kw['image'].getpixel((16,16))[1]<20
     at.get_by_role('button', name='Brush', exact=True).click()
@@ -123,8 +132,8 @@ def test_a_model_that_is_told_what_to_draw(chromium, tmp_path, monkeypatch):
         at.get_by_label('And not').fill('cone')
         assert not {'prompt','negative_prompt','label','cond_image','guidance_scale'} & {*go()}
         at.get_by_label('Prompt').fill('a red cube'); at.get_by_label('Class').click(); at.get_by_role('option', name='cone').click()
-        at.locator('input[type=file]').first.set_input_files(tmp_path/'blue.png'); at.wait_for_timeout(1000)
-        kw = go()
+        at.locator('input[type=file]').first.set_input_files(tmp_path/'blue.png')
+        kw = until_there(at, asked, 'cond_image')
         assert (kw['prompt'], kw['negative_prompt'], kw['label'], kw['guidance_scale'])==('a red cube','cone',1,3) and kw['cond_image'].getpixel((5,5))[:3]==(0,0,255)
     finally: page.close(verbose=False)
 
