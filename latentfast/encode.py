@@ -316,7 +316,7 @@ def encode(
     valid_pct:float=.1,   # Share held out for validation if the source has no such split
     captions=None,        # Dict of key to caption, or a file of them; the source's own if not given
     crop:str='center',    # 'center', 'random' or 'none', see `load_picture`
-    transform=None,       # A function of each picture, uint8 [H,W,3] to the same: for a store of sketches or blurred ones, to be another's condition
+    transform=None,       # A function of each picture, uint8 [H,W,3] to the same, for sketches or blurred ones as another store's condition; a rerun knows it by its name
     flip:bool=False,      # Also store the latents of the mirrored pictures?
     moments:bool=False,   # Also store the posterior's standard deviation?
     dtype:str='float16',  # What latents are stored in: 'float16', or 'int8' for half the bytes
