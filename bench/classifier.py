@@ -27,6 +27,7 @@ from latentfast.classifier import LatentClassifier, LatentCropErase, classifier_
 from latentfast.data import LatentDL, LatentDataLoaders, NormalizeLatents, latent_dls
 from latentfast.sources import find_pictures, load_picture
 from latentfast.store import LatentNormalizer, LatentStore
+from latentfast.training import EMA
 
 def timm_net(net, n_classes, hw):
     "A timm network without head as the trunk of a `LatentClassifier`"
@@ -46,6 +47,20 @@ def convnext(n_classes, hw):
     from timm.models.convnext import ConvNeXt
     return timm_net(ConvNeXt(num_classes=0, in_chans=4, patch_size=1, depths=(2,2,4,2), dims=(40,80,160,320)), n_classes, hw)
 
+def vit(n_classes, hw):
+    "A timm ViT of half of `tiny`'s depth, with patches of 2x2 cells"
+    from timm.models.vision_transformer import VisionTransformer
+    return timm_net(VisionTransformer(img_size=hw, patch_size=2, in_chans=4, num_classes=0, embed_dim=192, depth=6, num_heads=3, global_pool='avg'), n_classes, hw)
+
+class SmallFirst(Callback):
+    "Latents averaged to half their size for the first part of the training, at the variance they had"
+    order, run_valid = 60, False  # after the augmentation
+    def __init__(self, until=.5): self.until = until
+    def before_batch(self):
+        if self.pct_train>=self.until: return
+        x = F.avg_pool2d(self.x, 2)
+        self.learn.xb = (x/x.std((0,2,3), keepdim=True)*self.x.std((0,2,3), keepdim=True),)
+
 def muon(params, lr=1e-3, wd=.01, **kwargs):
     "timm's Muon for matrices and kernels, AdamW for what is left"
     from timm.optim import Muon
@@ -54,7 +69,7 @@ def muon(params, lr=1e-3, wd=.01, **kwargs):
 # What differs from `classifier_learner`'s defaults: its arguments, and net (a function), bs, flip, cbs (functions), opt
 CASES = dict(default={}, course=dict(arch='course', flip=False, sched=dict(pct_start=.3)),
     net_wide=dict(nfs=(64,128,256,384), n_blocks=(1,2,2)), net_96=dict(nfs=(32,96,192,320), n_blocks=(1,1,2)),
-    resnet=dict(net=resnet), convnext=dict(net=convnext),
+    resnet=dict(net=resnet), convnext=dict(net=convnext), vit=dict(net=vit), ema=dict(cbs=[EMA]), small_first=dict(cbs=[SmallFirst]),
     no_erase=dict(augment=LatentCropErase(pad=1, max_num=0)), smooth=dict(label_smoothing=.1), mixup=dict(cbs=[lambda: MixUp(.2)]),
     cutmix=dict(cbs=[CutMix]), no_flip=dict(flip=False), lr1=dict(lr=1e-3), lr10=dict(lr=1e-2), muon=dict(opt=muon, bs=128), pixels={})
 

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'GOES_ON', 'SEED', 'STORE', 'BATCH', 'JSON', 'VALID', 'CYCLE', 'MAP', 'arg', 'command', 'parser', 'main']
 
-# %% ../nbs/17_cli.ipynb #2921b3fa
+# %% ../nbs/17_cli.ipynb #504e5bf1
 import argparse, json, os, sys, warnings
 from pathlib import Path
 import latentfast
 
-# %% ../nbs/17_cli.ipynb #65a37ad2
+# %% ../nbs/17_cli.ipynb #1545698a
 COMMANDS = {}
 
 def arg(*names, **kwargs):
@@ -35,7 +35,7 @@ JSON = arg('--json', action='store_true', help='print JSON, for scripts')
 VALID = arg('--valid-pct', type=float, default=.1, help='share held out for validation where the source has no split of its own')
 CYCLE = 'largest learning rate of the one-cycle schedule'
 
-# %% ../nbs/17_cli.ipynb #f03a5433
+# %% ../nbs/17_cli.ipynb #25d1af67
 @command('From pictures to generated pictures and a report in a few minutes.',
     arg('--out', default='demo', help='folder for everything that is made'),
     arg('--minutes', type=float, default=8., help='scales the work; about how long two CPU cores take'),
@@ -48,7 +48,7 @@ def _demo(a):
     from latentfast.demo import demo
     demo(a.out, minutes=a.minutes, size=a.size, data=a.data, compare=a.compare, seed=a.seed, weight=a.weight, unet=a.unet)
 
-# %% ../nbs/17_cli.ipynb #88633bf5
+# %% ../nbs/17_cli.ipynb #40f8c400
 def _claim(out, command, settings):
     "Make folder `out` for `command`, or go on in it; gives whether its work is finished already"
     out, note = Path(out), Path(out)/'training.json'
@@ -85,7 +85,7 @@ def _fit(a, learn, settings, lr, cbs=(), **kwargs):
 
 def _settings(a, names, **more): return dict({k: getattr(a, k) for k in names.split()}, **more)
 
-# %% ../nbs/17_cli.ipynb #e42fb8c1
+# %% ../nbs/17_cli.ipynb #c056504c
 @command(f'Train a perceptual distance on the choices of people (BAPPS), or on made pairs of distortions. {GOES_ON}',
     arg('src', help='the folder of the BAPPS data set; or a folder of pictures, from which pairs with a known answer are made'),
     arg('out', help='folder for the distance'),
@@ -117,7 +117,7 @@ def _train_lpips(a):
     _finish(out, results=scores)
     print(bapps_table(scores) if real else f'{out}: tells the weaker of two known distortions of held-out pictures {scores["made"]:.1%} of the time')
 
-# %% ../nbs/17_cli.ipynb #9daae3ef
+# %% ../nbs/17_cli.ipynb #716d1186
 @command(f'Train an autoencoder on your own pictures, as a diffusers folder that encode takes as --codec. {GOES_ON}',
     arg('src', help='pictures, as for encode'), arg('out', help='folder for the autoencoder'),
     arg('--kind', default='kl', choices=['kl','vq'], help='AutoencoderKL or VQModel'),
@@ -159,54 +159,21 @@ def _train_vae(a):
     print(f'{out}: PSNR {results["psnr"]:.1f} dB on {len(dls.valid_ds):,} held-out pictures. Pictures on the way: {out/"progress"}. '
           f'Next: latentfast encode SRC STORE --codec {out}')
 
-# %% ../nbs/17_cli.ipynb #cea083a5
-def _probe(job, codec, dtype, seconds=10.):
-    "Encode pictures from all over for at most `seconds`; gives how many a second, how many were tried, and how many of them can't be used"
-    import numpy as np
-    from time import perf_counter as now
-    from latentfast.encode import _decoded, _encode_fitting
-    plan, rows = job.plan, np.random.default_rng(0).permutation(len(job.pictures)).tolist()
-    start, size, at, bad, n, took, cost = now(), 1, 0, 0, 0, 0., 0.
-    while at<len(rows) and now()-start+cost<seconds:
-        began = now()
-        (_, arrays), = _decoded(job, [rows[at:at+size]])
-        good = [a for a in arrays if not isinstance(a, str)]
-        if good: [v.cpu() for v in _encode_fitting(codec, good, dtype, plan['flip'], plan['moments']).values()]
-        t = now()-began
-        at, bad = at+len(arrays), bad+len(arrays)-len(good)
-        n, took = (len(arrays), t) if size<plan['batch_size'] else (n+len(arrays), took+t)
-        size = min(2*size, plan['batch_size']); cost = t*size/len(arrays)
-    return n/took, at, bad
-
-# %% ../nbs/17_cli.ipynb #9e9734d1
+# %% ../nbs/17_cli.ipynb #86989c0c
 def _dry_run(a):
     "What `encode` would do with these arguments, and take"
-    import inspect, numpy as np, torch
     from datetime import timedelta
-    from math import prod
-    from latentfast.autoencoder import LatentCodec, fast_dtype
-    from latentfast.encode import _DTYPES, _Job, _cores, _default_device, _size, _whole, encode
-    from latentfast.sources import SPLITS, find_pictures
-    ps, codec = find_pictures(a.src, a.valid_pct, captions=a.captions), LatentCodec.from_pretrained(a.codec).to(_default_device())
-    codec.model.to(memory_format=torch.channels_last)
-    size = _size(a.size, codec, ps)
-    shape = codec.channels, size//codec.factor, size//codec.factor
-    splits = ', '.join(f'{n:,} {s}' for s in SPLITS if (n := int((ps.splits==s).sum())))
-    of = np.bincount(ps.labels[ps.labels>=0], minlength=len(ps.classes))
-    classes = f'{len(of):,} classes of {of.min():,} to {of.max():,}' if len(of) else 'no classes'
-    texts = sum(t.values.cast('string').nbytes for t in (ps.keys, ps.captions) if t is not None)
-    row = prod(shape)*((1 if a.dtype=='int8' else 2)*(1+a.flip) + 2*a.moments) + 8
-    print(f'pictures  {len(ps):,}: {splits}; {classes}; {"no " if ps.captions is None else ""}captions')
-    print(f'store     {len(ps)*row+texts:,} bytes: {row:,} a picture, for {a.dtype} latents of {"x".join(map(str, shape))}, and names')
-    plan = _settings(a, 'crop flip moments seed', size=size, batch_size=_whole('batch_size', a.batch_size),
-                     max_pixels=inspect.signature(encode).parameters['max_pixels'].default)
-    dtype = _DTYPES[a.precision] if a.precision!='auto' else fast_dtype(codec.device)
-    rate, tried, bad = _probe(_Job(ps, None, None, plan, shape, _whole('workers', a.workers or _cores())), codec, dtype)
-    print(f'time      {len(ps)/rate/3600:.3f} hours ({timedelta(seconds=round(len(ps)/rate))}) on this machine, at {rate:,.1f} pictures a second')
-    print(f'tried     {tried:,} pictures, '+(f'{bad:,} of which cannot be used' if bad else 'all of which can be used'))
+    from latentfast.encode import encode_cost
+    c = encode_cost(a.src, **_settings(a, 'codec size batch_size valid_pct captions crop flip moments dtype precision seed workers'))
+    of = c['classes'].values()
+    classes = f'{len(of):,} classes of {min(of):,} to {max(of):,}' if of else 'no classes'
+    print(f'pictures  {c["pictures"]:,}: {", ".join(f"{n:,} {s}" for s,n in c["splits"].items() if n)}; {classes}; {"" if c["captions"] else "no "}captions')
+    print(f'store     {c["bytes"]:,} bytes: {c["row_bytes"]:,} a picture, for {a.dtype} latents of {"x".join(map(str, c["shape"]))}, and names')
+    print(f'time      {c["hours"]:.3f} hours ({timedelta(seconds=round(3600*c["hours"]))}) on this machine, at {c["rate"]:,.1f} pictures a second')
+    print(f'tried     {c["tried"]:,} pictures, '+(f'{c["bad"]:,} of which cannot be used' if c['bad'] else 'all of which can be used'))
     print('Nothing was written.')
 
-# %% ../nbs/17_cli.ipynb #f6bf986e
+# %% ../nbs/17_cli.ipynb #a9237309
 @command(f'Encode a folder of pictures into a store of latents. {GOES_ON}',
     arg('src', help='pictures: folders named by class, below train and valid if you like; a flat folder; ImageNet as it is unpacked; a .csv or .tsv '
         'of file, label or caption; WebDataset .tar shards; parquet as img2dataset writes it; a saved datasets folder, or hf:NAME; '
@@ -242,7 +209,7 @@ def _encode(a):
     about = store_text(store, a.text_encoder).about
     print(f'{about["captions"]:,} different captions, read by {about["name"]}: {2e-6*about["rows"]*about["dim"]:,.1f} MB')
 
-# %% ../nbs/17_cli.ipynb #d4dedec5
+# %% ../nbs/17_cli.ipynb #16c6ebb4
 @command('Show what is in a store.', STORE, arg('--show', metavar='PNG', help='also write the first pictures, decoded, to this file'), JSON)
 def _info(a):
     from latentfast.store import LatentStore
@@ -262,7 +229,7 @@ def _verify(a):
     if problems: raise ValueError(f'{a.store} has {len(problems)} problem{"s"*(len(problems)>1)}: '+'; '.join(problems))
     if not a.json: print(f'{a.store}: all shards are whole'+(' (sizes and headers only)' if a.quick else ', every checksum fits'))
 
-# %% ../nbs/17_cli.ipynb #6896803d
+# %% ../nbs/17_cli.ipynb #7b963167
 @command(f'Train a classifier on the latents of a store, for the perceptual loss and for judging. {GOES_ON}',
     arg('store', help='a store with classes'), arg('out', help='folder for the classifier'),
     arg('--epochs', type=int, default=10, help='times through the training pictures'),
@@ -282,7 +249,7 @@ def _train_classifier(a):
     _finish(a.out, results=results)
     print(f'{a.out}: accuracy {results["accuracy"]:.1%} on {len(store.valid):,} held-out pictures, {len(store.classes)} classes')
 
-# %% ../nbs/17_cli.ipynb #23cb61ee
+# %% ../nbs/17_cli.ipynb #8c44e33a
 def _prompts(path):
     "The texts of a file, one a line"
     try: texts = [l.strip() for l in Path(path).read_text(encoding='utf-8').splitlines() if l.strip()]
@@ -293,7 +260,7 @@ def _prompts(path):
 
 def _share(texts, n): return [texts[i*len(texts)//n] for i in range(n)]  # n pictures shared out over the texts
 
-# %% ../nbs/17_cli.ipynb #cc396f2d
+# %% ../nbs/17_cli.ipynb #93d19dde
 @command(f'Train a diffusion model on the latents of a store. {GOES_ON}', STORE, arg('out', help='folder for the model'),
     arg('--epochs', type=int, default=20, help='times through the training pictures'),
     arg('--batch-size', type=int, default=64, help='latents in a batch'),
@@ -335,7 +302,7 @@ def _train(a):
     _finish(out, results=results)
     print(f'{out}: trained {a.epochs} epochs. Pictures: {out/"samples.png"}; while it trained: {out/"progress"}')
 
-# %% ../nbs/17_cli.ipynb #6fd947a1
+# %% ../nbs/17_cli.ipynb #26006f7d
 def _file(path, what, *endings):
     path = Path(path)
     if path.suffix.lower() not in endings:
@@ -418,7 +385,7 @@ def _sample(a):
     if a.video: print(f'the way there: {save_animation(a.video, steps, pipe.decode)}')
     if a.strip: show_steps([s[:8] for s in steps], pipe.decode).save(a.strip); print(f'the way there: {a.strip}')
 
-# %% ../nbs/17_cli.ipynb #6178c07c
+# %% ../nbs/17_cli.ipynb #7392ec22
 @command('Score models against the pictures of a store, side by side: FID, KID, precision, recall, density and coverage.',
     arg('model', nargs='+', help='models made by train, or folders of pictures that another library sampled'), STORE,
     arg('--features', nargs='+', default=['latents'], metavar='F', help="latents (averaged to 8x8), a classifier's folder, timm:NAME or inception, "
@@ -438,7 +405,7 @@ def _evaluate(a):
     print('\n\n'.join(f'{s["name"]}\n{score_text(s)}' for s in scores))
     if a.out: print(f'\npictures and tables: {a.out}')
 
-# %% ../nbs/17_cli.ipynb #aee70da2
+# %% ../nbs/17_cli.ipynb #1f081f4a
 @command('Try a model on a page in the browser. Ctrl-C ends it.',
     arg('model', help='a model made by train, or a hub id'),
     arg('--classifier', metavar='CLF', help='a classifier made by train-classifier, that steers a model that was trained without classes'),
@@ -450,7 +417,7 @@ def _play(a):
     if a.port is not None and not 1<=a.port<=65535: raise ValueError(f'--port {a.port}: give a number from 1 to 65535.')
     play(a.model, a.classifier, host=a.host, port=a.port, browser=a.browser)
 
-# %% ../nbs/17_cli.ipynb #595c02af
+# %% ../nbs/17_cli.ipynb #1bfe5b82
 @command('Print what lets the Tab key of a shell complete this command. Such as: latentfast completion bash > '
          '~/.local/share/bash-completion/completions/latentfast', arg('shell', choices=['bash','zsh'], help='the shell'))
 def _completion(a):
@@ -462,7 +429,7 @@ def _completion(a):
             if o.type is None and o.nargs!=0 and not o.choices: o.complete = shtab.FILE
     print(shtab.complete(top, a.shell))
 
-# %% ../nbs/17_cli.ipynb #4583debe
+# %% ../nbs/17_cli.ipynb #cc5a5c39
 MAP = '''A project's way; each takes what those before it made:
 
   latentfast demo                                        # everything at once, on rendered scenes
@@ -476,7 +443,7 @@ MAP = '''A project's way; each takes what those before it made:
   latentfast evaluate MODEL STORE --features CLF
   latentfast play MODEL                                  # try it in the browser'''
 
-# %% ../nbs/17_cli.ipynb #e674d09c
+# %% ../nbs/17_cli.ipynb #c369ff75
 def parser():
     "The `latentfast` command's parser"
     class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -490,7 +457,7 @@ def parser():
         for names,kwargs in args: p.add_argument(*names, **kwargs)
     return top
 
-# %% ../nbs/17_cli.ipynb #1a7bc226
+# %% ../nbs/17_cli.ipynb #7f85d7f5
 def main(
     argv=None # Arguments; the command line's if not given
 ) -> int:     # Exit status

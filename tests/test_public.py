@@ -96,15 +96,14 @@ def test_a_dry_run_says_what_encode_makes(tmp_path, codec_folder):
 def test_the_probe_keeps_to_its_time(tmp_path, monkeypatch):
     "With a clock that says each batch took a second a picture, 10 seconds are 1+2+4 pictures"
     import time, latentfast.encode as e
-    from latentfast.cli import _probe
     clock = [0.]
     monkeypatch.setattr(time, 'perf_counter', lambda: clock[0])
     def encoded(pictures, *args): clock[0] += len(pictures); return {}
     monkeypatch.setattr(e, '_decoded', lambda job, batches: [(batches[0], [0]*len(batches[0]))])
     monkeypatch.setattr(e, '_encode_fitting', lambda codec, pictures, *args: encoded(pictures))
     job = SimpleNamespace(plan=dict(batch_size=8, flip=False, moments=False), pictures=range(100))
-    assert _probe(job, None, None)==(1., 7, 0)
-    clock[0] = 0.; assert _probe(job, None, None, seconds=100)==(1., 95, 0)
+    assert e._probe(job, None, None, 10)==(1., 7, 0)
+    clock[0] = 0.; assert e._probe(job, None, None, 100)==(1., 95, 0)
 
 @pytest.mark.skipif(not shutil.which('bash'), reason='no bash')
 def test_bash_completes_commands_options_choices_and_files(tmp_path):
