@@ -7,7 +7,7 @@ with one of these is trained on. A U-Net and a small text encoder are trained to
 have a held-out combination. The judge is the bundled `SceneReader`. A prompt is right if the picture shows all of its solids and no other, each of its colour
 and shape.
 
-share_right (share of prompts), for each guidance scale; also count, colour and shape by themselves
+share_right (share of prompts), for each guidance scale; also count, colour and shape by themselves, and place (left of, behind) of those that name one
   real         the same judge on real scenes of the same prompts, encoded and decoded: what can be reached at most
 Everything is kept in OUT: started again with the same arguments, it goes on where it was. Pictures are in OUT/guidance-*.png.
 """
@@ -62,7 +62,7 @@ def new_scenes(n):
 def judge(out, model, n, scales, steps):
     "Shares of the prompts that are right, with each guidance scale, beside those of real scenes"
     from latentfast.autoencoder import grid_image, to_tensor
-    from latentfast.conditioning import prompts_right
+    from latentfast.conditioning import caption_places, prompts_right
     from latentfast.pipeline import LatentDiffusionPipeline
     from latentfast.scenes import render_scene
     file = out/'results.json'
@@ -76,12 +76,13 @@ def judge(out, model, n, scales, steps):
             grid_image(x[:64]).save(out/f'{name}.png'); file.write_text(json.dumps(done, indent=1))
         return done[name]
     real = add(f'real-{n}', lambda: torch.cat([pipe.codec.decode(pipe.codec.encode(to_tensor([render_scene(s, 64) for s in scenes[i:i+64]]))) for i in range(0, n, 64)]))
-    rows = []
+    rows, places = [], sum(map(bool, map(caption_places, prompts)))
     for g in scales:
         ours = add(f'guidance-{g:g}-{n}-{steps}', lambda: pipe(prompt=prompts, num_inference_steps=steps, guidance_scale=g, seed=0, output_type='pt').images)
         for k,v in ours.items():
+            if k not in real: continue
             case = f'guidance_{g:g}' if k=='all' else f'guidance_{g:g}_{k}'
-            error = (v*(1-v)/n)**.5  # of a share of n prompts
+            error = (v*(1-v)/(places if k=='place' else n))**.5  # of a share of n prompts
             rows.append(dict(bench='text_to_image', case=case, peer='real', unit='share', ours=v, theirs=real[k], ratio=v/max(real[k], 1e-9), runs=1,
                              spread=[(v-error)/max(real[k], 1e-9), (v+error)/max(real[k], 1e-9)]))
     return rows

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'GOES_ON', 'SEED', 'STORE', 'BATCH', 'JSON', 'VALID', 'CYCLE', 'MAP', 'arg', 'command', 'parser', 'main']
 
-# %% ../nbs/17_cli.ipynb #504e5bf1
+# %% ../nbs/17_cli.ipynb #46d17f71
 import argparse, json, os, sys, warnings
 from pathlib import Path
 import latentfast
 
-# %% ../nbs/17_cli.ipynb #1545698a
+# %% ../nbs/17_cli.ipynb #9b93673a
 COMMANDS = {}
 
 def arg(*names, **kwargs):
@@ -35,7 +35,7 @@ JSON = arg('--json', action='store_true', help='print JSON, for scripts')
 VALID = arg('--valid-pct', type=float, default=.1, help='share held out for validation where the source has no split of its own')
 CYCLE = 'largest learning rate of the one-cycle schedule'
 
-# %% ../nbs/17_cli.ipynb #25d1af67
+# %% ../nbs/17_cli.ipynb #3db0ede3
 @command('From pictures to generated pictures and a report in a few minutes.',
     arg('--out', default='demo', help='folder for everything that is made'),
     arg('--minutes', type=float, default=8., help='scales the work; about how long two CPU cores take'),
@@ -48,7 +48,7 @@ def _demo(a):
     from latentfast.demo import demo
     demo(a.out, minutes=a.minutes, size=a.size, data=a.data, compare=a.compare, seed=a.seed, weight=a.weight, unet=a.unet)
 
-# %% ../nbs/17_cli.ipynb #40f8c400
+# %% ../nbs/17_cli.ipynb #424c1a6b
 def _claim(out, command, settings):
     "Make folder `out` for `command`, or go on in it; gives whether its work is finished already"
     out, note = Path(out), Path(out)/'training.json'
@@ -85,7 +85,7 @@ def _fit(a, learn, settings, lr, cbs=(), **kwargs):
 
 def _settings(a, names, **more): return dict({k: getattr(a, k) for k in names.split()}, **more)
 
-# %% ../nbs/17_cli.ipynb #c056504c
+# %% ../nbs/17_cli.ipynb #488c12c3
 @command(f'Train a perceptual distance on the choices of people (BAPPS), or on made pairs of distortions. {GOES_ON}',
     arg('src', help='the folder of the BAPPS data set; or a folder of pictures, from which pairs with a known answer are made'),
     arg('out', help='folder for the distance'),
@@ -117,7 +117,7 @@ def _train_lpips(a):
     _finish(out, results=scores)
     print(bapps_table(scores) if real else f'{out}: tells the weaker of two known distortions of held-out pictures {scores["made"]:.1%} of the time')
 
-# %% ../nbs/17_cli.ipynb #716d1186
+# %% ../nbs/17_cli.ipynb #7ef4985e
 @command(f'Train an autoencoder on your own pictures, as a diffusers folder that encode takes as --codec. {GOES_ON}',
     arg('src', help='pictures, as for encode'), arg('out', help='folder for the autoencoder'),
     arg('--kind', default='kl', choices=['kl','vq'], help='AutoencoderKL or VQModel'),
@@ -159,7 +159,7 @@ def _train_vae(a):
     print(f'{out}: PSNR {results["psnr"]:.1f} dB on {len(dls.valid_ds):,} held-out pictures. Pictures on the way: {out/"progress"}. '
           f'Next: latentfast encode SRC STORE --codec {out}')
 
-# %% ../nbs/17_cli.ipynb #86989c0c
+# %% ../nbs/17_cli.ipynb #89f99cbe
 def _dry_run(a):
     "What `encode` would do with these arguments, and take"
     from datetime import timedelta
@@ -168,12 +168,13 @@ def _dry_run(a):
     of = c['classes'].values()
     classes = f'{len(of):,} classes of {min(of):,} to {max(of):,}' if of else 'no classes'
     print(f'pictures  {c["pictures"]:,}: {", ".join(f"{n:,} {s}" for s,n in c["splits"].items() if n)}; {classes}; {"" if c["captions"] else "no "}captions')
+    if c['missing']: print(f'missing   {c["missing"]:,} rows without a picture: their links were broken')
     print(f'store     {c["bytes"]:,} bytes: {c["row_bytes"]:,} a picture, for {a.dtype} latents of {"x".join(map(str, c["shape"]))}, and names')
     print(f'time      {c["hours"]:.3f} hours ({timedelta(seconds=round(3600*c["hours"]))}) on this machine, at {c["rate"]:,.1f} pictures a second')
     print(f'tried     {c["tried"]:,} pictures, '+(f'{c["bad"]:,} of which cannot be used' if c['bad'] else 'all of which can be used'))
     print('Nothing was written.')
 
-# %% ../nbs/17_cli.ipynb #a9237309
+# %% ../nbs/17_cli.ipynb #be52f7f9
 @command(f'Encode a folder of pictures into a store of latents. {GOES_ON}',
     arg('src', help='pictures: folders named by class, below train and valid if you like; a flat folder; ImageNet as it is unpacked; a .csv or .tsv '
         'of file, label or caption; WebDataset .tar shards; parquet as img2dataset writes it; a saved datasets folder, or hf:NAME; '
@@ -200,16 +201,19 @@ def _dry_run(a):
 def _encode(a):
     from latentfast.encode import encode
     if a.dry_run: return _dry_run(a)
+    if a.text_encoder:  # first, so that a mistyped name costs no time
+        from fastai.torch_core import default_device
+        from latentfast.conditioning import TextEncoder, store_text
+        encoder = TextEncoder.from_pretrained(a.text_encoder).to(default_device())
     names = ('codec size batch_size shard_rows valid_pct captions crop flip moments dtype precision '
              'seed engine address num_gpus concurrency workers').split()
     store = encode(a.src, a.store, **{k: getattr(a, k) for k in names})
     print(store)
     if not a.text_encoder: return
-    from latentfast.conditioning import store_text
-    about = store_text(store, a.text_encoder).about
+    about = store_text(store, encoder).about
     print(f'{about["captions"]:,} different captions, read by {about["name"]}: {2e-6*about["rows"]*about["dim"]:,.1f} MB')
 
-# %% ../nbs/17_cli.ipynb #16c6ebb4
+# %% ../nbs/17_cli.ipynb #81046c60
 @command('Show what is in a store.', STORE, arg('--show', metavar='PNG', help='also write the first pictures, decoded, to this file'), JSON)
 def _info(a):
     from latentfast.store import LatentStore
@@ -229,7 +233,7 @@ def _verify(a):
     if problems: raise ValueError(f'{a.store} has {len(problems)} problem{"s"*(len(problems)>1)}: '+'; '.join(problems))
     if not a.json: print(f'{a.store}: all shards are whole'+(' (sizes and headers only)' if a.quick else ', every checksum fits'))
 
-# %% ../nbs/17_cli.ipynb #7b963167
+# %% ../nbs/17_cli.ipynb #5edd6684
 @command(f'Train a classifier on the latents of a store, for the perceptual loss and for judging. {GOES_ON}',
     arg('store', help='a store with classes'), arg('out', help='folder for the classifier'),
     arg('--epochs', type=int, default=10, help='times through the training pictures'),
@@ -249,7 +253,7 @@ def _train_classifier(a):
     _finish(a.out, results=results)
     print(f'{a.out}: accuracy {results["accuracy"]:.1%} on {len(store.valid):,} held-out pictures, {len(store.classes)} classes')
 
-# %% ../nbs/17_cli.ipynb #8c44e33a
+# %% ../nbs/17_cli.ipynb #d693656d
 def _prompts(path):
     "The texts of a file, one a line"
     try: texts = [l.strip() for l in Path(path).read_text(encoding='utf-8').splitlines() if l.strip()]
@@ -260,7 +264,7 @@ def _prompts(path):
 
 def _share(texts, n): return [texts[i*len(texts)//n] for i in range(n)]  # n pictures shared out over the texts
 
-# %% ../nbs/17_cli.ipynb #93d19dde
+# %% ../nbs/17_cli.ipynb #42a0f897
 @command(f'Train a diffusion model on the latents of a store. {GOES_ON}', STORE, arg('out', help='folder for the model'),
     arg('--epochs', type=int, default=20, help='times through the training pictures'),
     arg('--batch-size', type=int, default=64, help='latents in a batch'),
@@ -268,7 +272,8 @@ def _share(texts, n): return [texts[i*len(texts)//n] for i in range(n)]  # n pic
     arg('--size', default='small', help='size of the U-Net: tiny, small, base or course'),
     arg('--objective', default='v', help='what the network answers: v, eps, x0, flow or karras'),
     arg('--schedule', default='cosine', help='noise schedule: cosine, linear, scaled_linear, flow, or one of them with _zsnr'),
-    arg('--perceptual', metavar='CLF', help='a classifier made by train-classifier, for the perceptual loss beside the MSE'),
+    arg('--perceptual', metavar='CLF', help='classifier for the perceptual loss beside the MSE: a folder made by train-classifier, or '
+        'tiny-imagenet, which is bundled, for latents of tiny'),
     arg('--weight', type=float, default=.1, help='weight of the perceptual term'),
     arg('--cond', metavar='WHAT', help="what the model is told: 'class', 'text' (the captions), or the folder of a second store with pictures of the "
         'same names'),
@@ -302,7 +307,7 @@ def _train(a):
     _finish(out, results=results)
     print(f'{out}: trained {a.epochs} epochs. Pictures: {out/"samples.png"}; while it trained: {out/"progress"}')
 
-# %% ../nbs/17_cli.ipynb #26006f7d
+# %% ../nbs/17_cli.ipynb #61fda459
 def _file(path, what, *endings):
     path = Path(path)
     if path.suffix.lower() not in endings:
@@ -315,8 +320,9 @@ def _picture(path): return _file(path, 'picture file', '.png', '.jpg', '.jpeg', 
 def _opened(path):
     "A picture from a file"
     from PIL import Image, ImageOps
+    from latentfast.sources import _rgb
     try:
-        with Image.open(path) as im: return ImageOps.exif_transpose(im).convert('RGB')
+        with Image.open(path) as im: return _rgb(ImageOps.exif_transpose(im))
     except FileNotFoundError: raise FileNotFoundError(f'There is no picture {path}.') from None
     except OSError as e: raise ValueError(f'{path} is no picture that can be read ({e}).') from None
 
@@ -353,8 +359,8 @@ def _sample(a):
     if a.n<1: raise ValueError(f'-n {a.n}: give the number of pictures, 1 or more.')
     out = Path(a.out)
     if out.suffix: _picture(out)
-    elif out.exists() and (not out.is_dir() or any(p.suffix!='.png' for p in out.iterdir())):
-        raise ValueError(f'{out} holds something else: give a new folder, or a file such as {out}.png.')
+    elif out.exists() and (not out.is_dir() or {p.name for p in out.iterdir()}-{f'{i:05d}.png' for i in range(a.n)}):
+        raise ValueError(f'{out} holds something else, or more than {a.n} pictures: give a new folder, or a file such as {out}.png.')
     if a.video: _file(a.video, 'film', '.webp', '.gif', '.png')
     if a.strip: _picture(a.strip)
     if not a.init:
@@ -362,7 +368,7 @@ def _sample(a):
             if getattr(a, k) is not None: raise ValueError(f'--{k} wants --init, the picture to start from.')
     kw = dict(image=_opened(a.init), strength=a.strength if a.strength is not None else 1. if a.mask else .6) if a.init else {}
     if a.mask: kw['mask_image'] = _opened(a.mask)
-    if a.label is not None: kw['label'] = int(a.label) if a.label.isdecimal() else a.label
+    if a.label is not None: kw['label'] = a.label
     if a.classifier: kw['classifier'] = LatentClassifier.from_pretrained(a.classifier)
     pipe, steps = LatentDiffusionPipeline.from_pretrained(a.model), []
     def watch(pipe, i, k, tensors):
@@ -373,7 +379,7 @@ def _sample(a):
     if prompts: kw['prompt'] = _share(prompts, a.n)
     if a.negative_prompt is not None: kw['negative_prompt'] = a.negative_prompt
     if a.cond_image: kw['cond_image'] = _opened(a.cond_image)
-    scale = a.guidance_scale if a.guidance_scale is not None else 3. if {'classifier','label','prompt','cond_image'}&{*kw} else 1.
+    scale = a.guidance_scale if a.guidance_scale is not None else 3. if {'classifier','label','prompt','negative_prompt','cond_image'}&{*kw} else 1.
     x = pipe(a.n, num_inference_steps=a.steps, slice_size=a.batch_size, guidance_scale=scale, precision=None if a.precision=='float32' else 'auto',
              output_type='pt', **_settings(a, 'seed eta sampler size spacing t_max tile'), **kw).images
     if out.suffix: grid_image(x).save(out)
@@ -385,7 +391,7 @@ def _sample(a):
     if a.video: print(f'the way there: {save_animation(a.video, steps, pipe.decode)}')
     if a.strip: show_steps([s[:8] for s in steps], pipe.decode).save(a.strip); print(f'the way there: {a.strip}')
 
-# %% ../nbs/17_cli.ipynb #7392ec22
+# %% ../nbs/17_cli.ipynb #3a3ee278
 @command('Score models against the pictures of a store, side by side: FID, KID, precision, recall, density and coverage.',
     arg('model', nargs='+', help='models made by train, or folders of pictures that another library sampled'), STORE,
     arg('--features', nargs='+', default=['latents'], metavar='F', help="latents (averaged to 8x8), a classifier's folder, timm:NAME or inception, "
@@ -405,7 +411,7 @@ def _evaluate(a):
     print('\n\n'.join(f'{s["name"]}\n{score_text(s)}' for s in scores))
     if a.out: print(f'\npictures and tables: {a.out}')
 
-# %% ../nbs/17_cli.ipynb #1f081f4a
+# %% ../nbs/17_cli.ipynb #3078b66a
 @command('Try a model on a page in the browser. Ctrl-C ends it.',
     arg('model', help='a model made by train, or a hub id'),
     arg('--classifier', metavar='CLF', help='a classifier made by train-classifier, that steers a model that was trained without classes'),
@@ -417,7 +423,7 @@ def _play(a):
     if a.port is not None and not 1<=a.port<=65535: raise ValueError(f'--port {a.port}: give a number from 1 to 65535.')
     play(a.model, a.classifier, host=a.host, port=a.port, browser=a.browser)
 
-# %% ../nbs/17_cli.ipynb #1bfe5b82
+# %% ../nbs/17_cli.ipynb #06cc2c71
 @command('Print what lets the Tab key of a shell complete this command. Such as: latentfast completion bash > '
          '~/.local/share/bash-completion/completions/latentfast', arg('shell', choices=['bash','zsh'], help='the shell'))
 def _completion(a):
@@ -429,7 +435,7 @@ def _completion(a):
             if o.type is None and o.nargs!=0 and not o.choices: o.complete = shtab.FILE
     print(shtab.complete(top, a.shell))
 
-# %% ../nbs/17_cli.ipynb #cc5a5c39
+# %% ../nbs/17_cli.ipynb #6a5f8617
 MAP = '''A project's way; each takes what those before it made:
 
   latentfast demo                                        # everything at once, on rendered scenes
@@ -443,7 +449,7 @@ MAP = '''A project's way; each takes what those before it made:
   latentfast evaluate MODEL STORE --features CLF
   latentfast play MODEL                                  # try it in the browser'''
 
-# %% ../nbs/17_cli.ipynb #c369ff75
+# %% ../nbs/17_cli.ipynb #9e6ebcf7
 def parser():
     "The `latentfast` command's parser"
     class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -457,7 +463,7 @@ def parser():
         for names,kwargs in args: p.add_argument(*names, **kwargs)
     return top
 
-# %% ../nbs/17_cli.ipynb #7f85d7f5
+# %% ../nbs/17_cli.ipynb #bf19c5f2
 def main(
     argv=None # Arguments; the command line's if not given
 ) -> int:     # Exit status

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['no_condition', 'ConditionDropout', 'ClassCondition', 'class_numbers', 'CaptionTokenizer', 'CaptionEncoder',
            'WordCondition', 'TextEncoder', 'store_text', 'TextCondition', 'known_encoder', 'PictureCondition',
-           'conditions', 'describe', 'SceneReader', 'caption_solids', 'prompts_right', 'train_reader']
+           'conditions', 'describe', 'SceneReader', 'caption_solids', 'caption_places', 'prompts_right', 'train_reader']
 
-# %% ../nbs/07_conditioning.ipynb #3704504c
+# %% ../nbs/07_conditioning.ipynb #103e32fe
 import hashlib, json, re, warnings
 from collections import Counter
 from functools import cached_property
@@ -15,12 +15,13 @@ from importlib.util import find_spec
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from fastai.callback.core import Callback
+from fastai.torch_core import default_device
 from torch import nn, Tensor
 from .autoencoder import BUNDLED
-from .scenes import COLOURS, SHAPES
+from .scenes import COLOURS, SHAPES, _EYE, _PLACES, _ZOOM, _rays
 from .store import LatentDataset, LatentStore, replacing
 
-# %% ../nbs/07_conditioning.ipynb #27eea2f4
+# %% ../nbs/07_conditioning.ipynb #cbdd3e9a
 def no_condition(
     cond:dict,        # A condition: a dict of tensors [B,...]
     where:Tensor=None # bool [B]: only in these rows; in all if not given
@@ -31,7 +32,7 @@ def no_condition(
         return none if where is None else torch.where(where.to(v.device).view(-1, *[1]*(v.ndim-1)), none, v)
     return {k: nothing(k, v) for k,v in cond.items()}
 
-# %% ../nbs/07_conditioning.ipynb #6c2d3833
+# %% ../nbs/07_conditioning.ipynb #89d5cf34
 class ConditionDropout(Callback):
     "Take the condition of a random share of each training batch away"
     order, run_valid = 6, False  # after Noising has put it beside the latents
@@ -47,7 +48,7 @@ class ConditionDropout(Callback):
         drop = torch.rand(b*n)[r*b:(r+1)*b]<self.p
         self.learn.xb = (*self.xb[:2], no_condition(self.xb[2], drop))
 
-# %% ../nbs/07_conditioning.ipynb #93bdcfdc
+# %% ../nbs/07_conditioning.ipynb #795c0df3
 class ClassCondition:
     "The class of each picture, as `label` int64 [B]; ValueError for a store without classes"
     def __init__(self,
@@ -70,7 +71,7 @@ def class_numbers(
     "Numbers of classes that were given by name or number. ValueError for one that isn't there, or a wrong number of them"
     labels = label.tolist() if isinstance(label, (Tensor,np.ndarray)) else label
     labels = list(labels) if isinstance(labels, (list,tuple)) else [labels]
-    numbers = [names.index(l) if l in names else l for l in labels]
+    numbers = [names.index(l) if l in names else int(l) if isinstance(l, str) and l.isdecimal() else l for l in labels]
     for l in numbers:
         if isinstance(l, (str,bool)) or l!=int(l) or not 0<=l<len(names):
             known = ', '.join(map(str, names[:30])) + (', ...' if len(names)>30 else '')
@@ -79,7 +80,7 @@ def class_numbers(
     if len(labels) not in (1,n): raise ValueError(f'{len(labels)} classes were given for {n} pictures: give one, or one a picture.')
     return torch.tensor(numbers)
 
-# %% ../nbs/07_conditioning.ipynb #2b5af628
+# %% ../nbs/07_conditioning.ipynb #fb2121fe
 _WORD = re.compile(r'\w+|[^\w\s]')
 def _split(text): return _WORD.findall((text or '').lower())
 
@@ -120,7 +121,7 @@ class CaptionTokenizer:
 def _warn_cut(text, cut, length):
     warnings.warn(f'The prompt {text[:60]!r}... is longer than the {length} words or pieces that the text encoder takes. This was cut off: {cut!r}.')
 
-# %% ../nbs/07_conditioning.ipynb #8acf66e7
+# %% ../nbs/07_conditioning.ipynb #5420e02a
 class CaptionEncoder(nn.Module):
     "A small transformer over words, to be trained with the U-Net that it is part of"
     def __init__(self,
@@ -144,7 +145,7 @@ class CaptionEncoder(nn.Module):
         with torch.autocast(tokens.device.type, enabled=False):
             return self.layers(self.emb(tokens)+self.pos[:tokens.shape[1]], src_key_padding_mask=hidden),mask
 
-# %% ../nbs/07_conditioning.ipynb #8b867697
+# %% ../nbs/07_conditioning.ipynb #8b41f2c0
 def _captions(store, split):
     "The captions of a split, '' where there is none. ValueError if there are none at all"
     ds = LatentDataset(store, split)
@@ -176,7 +177,7 @@ class WordCondition:
         if dataset.split not in self.tables: self.tables[dataset.split] = self.tokenizer(_captions(self.store, dataset.split)).short()
         return dict(tokens=self.tables[dataset.split][np.asarray(rows)].long())
 
-# %% ../nbs/07_conditioning.ipynb #94d6d584
+# %% ../nbs/07_conditioning.ipynb #1c423c8f
 def _encoder_folder(name):
     "Where an encoder is to be had: 'minilm' is inside a package"
     if str(name)!='minilm': return name
@@ -249,18 +250,18 @@ class TextEncoder:
         mask = b['attention_mask'].bool().cpu() & torch.tensor([bool(t.strip()) for t in texts])[:,None]
         return states.float().cpu(),mask
 
-# %% ../nbs/07_conditioning.ipynb #45e93bc6
+# %% ../nbs/07_conditioning.ipynb #f9b72a7d
 def _shards(store): return [s['checksum'] for s in store.index['shards']]
 
 def store_text(
     store,             # A `LatentStore` with captions, or its folder
-    encoder,           # A `TextEncoder`, or the name of one
+    encoder,           # A `TextEncoder`, used on the device it is on; or the name of one, used on the best device
     bs:int=64,         # Captions at once
     progress:bool=True # Show a progress bar?
 ):                     # The `TextCondition` of these
     "Have an encoder read all captions of a store, and keep what it says beside the latents; nothing if that was done before. ValueError without captions"
     if not isinstance(store, LatentStore): store = LatentStore(store)
-    if not isinstance(encoder, TextEncoder): encoder = TextEncoder.from_pretrained(encoder)
+    if not isinstance(encoder, TextEncoder): encoder = TextEncoder.from_pretrained(encoder).to(default_device())
     key = hashlib.sha256(json.dumps([_shards(store), encoder.fingerprint]).encode()).hexdigest()[:16]
     folder = store.path/'.cache'/f'text-{key}'
     if not (folder/'about.json').exists():
@@ -337,7 +338,7 @@ def known_encoder(
         raise ValueError(f"The captions were read by {about['fingerprint']}; what is now found as {about['name']} is {encoder.fingerprint}: put back the one it was.")
     return encoder
 
-# %% ../nbs/07_conditioning.ipynb #f102a0c3
+# %% ../nbs/07_conditioning.ipynb #9507a4ef
 class PictureCondition:
     "Normalised latents of the pictures in another store that have the same keys, as `picture` [B,C,h,w]; ValueError if one has no such picture"
     def __init__(self,
@@ -372,7 +373,7 @@ class PictureCondition:
             if (here := where[:,0]==k).any(): z[torch.from_numpy(here)] = d.__getitems__(where[here,1])[0].float()
         return dict(picture=self.other.normalizer.normalize(z))
 
-# %% ../nbs/07_conditioning.ipynb #9e785702
+# %% ../nbs/07_conditioning.ipynb #f5d1eeff
 def conditions(
     store,  # A `LatentStore`
     cond    # None, 'class', 'text', a second store or its folder, a condition made before, or a list of such
@@ -387,7 +388,7 @@ def conditions(
     if isinstance(cond, LatentStore) or isinstance(cond, (str,Path)) and Path(cond).is_dir(): return [PictureCondition(store, cond)]
     raise ValueError(f"cond={str(cond)!r}: give 'class', 'text', or a second store with the pictures that are the condition.")
 
-# %% ../nbs/07_conditioning.ipynb #13b066d6
+# %% ../nbs/07_conditioning.ipynb #81b8309b
 def describe(
     unet,                 # A `LatentUNet`
     n:int,                # How many pictures
@@ -439,7 +440,35 @@ def _read(unet, texts, encoder):
     text,mask = encoder()(texts)
     return dict(text=text, mask=mask)
 
-# %% ../nbs/07_conditioning.ipynb #b1490774
+# %% ../nbs/07_conditioning.ipynb #43c39f6a
+def _hue(rgb):
+    "Direction, and length, of what isn't grey in colours [...,3]"
+    c = rgb-rgb.mean(-1, keepdims=True); n = np.linalg.norm(c, axis=-1)
+    return c/n.clip(1e-6)[...,None],n
+
+def _stands(p, solids):
+    "Where on the ground (x,z) the solids {colour: shape} of a picture [H,W,3] in [0,1] stand; without those that can't be found"
+    if not solids: return {}
+    hue,much = _hue(p)
+    near = hue@_hue(np.array([COLOURS[c] for c in solids])/255)[0].T
+    near = np.where((much>.4*p.max(-1))[...,None] & (near>.9), near, 0)
+    spots, n = {}, len(p)
+    for i,(colour,shape) in enumerate(solids.items()):
+        y,x = np.nonzero((near[...,i]>0) & (near.argmax(-1)==i))
+        if len(y)<(n/16)**2/4: continue  # 4 pixels of 64×64
+        (left,right),bottom = np.quantile(x, (.05,.95)),np.quantile(y, .95)
+        d = _rays((left+right+1)/n-1, 1-(2*bottom+1)/n)
+        t = _EYE[1]/max(-d[1], 1e-3)
+        half = t*_ZOOM*(right-left)/n
+        spots[colour] = t*d[0], _EYE[2]+t*d[2]+half*(.2 if shape=='sphere' else 1)
+    return spots
+
+def _place(a, b):
+    "How to get from the spot `b` to `a`, in the captions' words"
+    x,z = a[0]-b[0],a[1]-b[1]
+    return ('left of' if x<0 else 'right of') if abs(z)<.65*abs(x) else 'in front of' if z<0 else 'behind'
+
+# %% ../nbs/07_conditioning.ipynb #1dfb6ce5
 class SceneReader(nn.Module):
     "Which solids a picture of `scenes` shows: for each colour no solid, or its shape"
     def __init__(self,
@@ -465,6 +494,14 @@ class SceneReader(nn.Module):
         answers = torch.cat([self(b.float()).argmax(2) for b in x.split(256)]).tolist()
         return [{c: SHAPES[s-1] for c,s in zip(COLOURS, a) if s} for a in answers]
 
+    def places(self,
+        x:Tensor,    # Pictures [B,3,H,W] in [-1,1]
+        solids=None  # What `read` says of them, if that is known
+    ) -> list:       # For each a dict from (colour a, colour b) to 'left of', 'right of', 'in front of' or 'behind': where a is, as seen from b
+        "How solids stand to one another, from where their colours meet the ground"
+        spots = [_stands(p, s) for p,s in zip((x.float().permute(0,2,3,1).cpu().numpy()+1)/2, self.read(x) if solids is None else solids)]
+        return [{(a,b): _place(s[a], s[b]) for a in s for b in s if a!=b} for s in spots]
+
     @classmethod
     def from_pretrained(cls):
         "The one that comes with latentfast"
@@ -472,7 +509,7 @@ class SceneReader(nn.Module):
         reader = cls(); reader.load_state_dict({k: v.float() if v.is_floating_point() else v for k,v in load_file(BUNDLED/'reader'/'reader.safetensors').items()})
         return reader.eval().requires_grad_(False)
 
-# %% ../nbs/07_conditioning.ipynb #7d8962e8
+# %% ../nbs/07_conditioning.ipynb #d39095b2
 _SOLID = re.compile(rf'\b({"|".join(COLOURS)}) ({"|".join(SHAPES)})\b')
 
 def caption_solids(
@@ -481,19 +518,29 @@ def caption_solids(
     "The solids that a caption speaks of"
     return dict(_SOLID.findall(caption))
 
+_BESIDE = re.compile(rf'{_SOLID.pattern} ({"|".join(_PLACES)}) (?:it\b|(?:\w+ ){{,2}}?{_SOLID.pattern})')
+
+def caption_places(
+    caption:str  # A caption of `scenes`
+) -> dict:       # From two colours to a place, as `SceneReader.places`
+    "The places that a caption speaks of"
+    return {(a, b or next(iter(caption_solids(caption)))): place for a,_,place,b,_ in _BESIDE.findall(caption)}
+
 def prompts_right(
     x:Tensor,    # Pictures [n,3,H,W] in [-1,1]
     prompts,     # What each of them should show, as `scenes`' captions say it
     reader=None  # A `SceneReader`; the bundled one if not given
-) -> dict:       # Shares of pictures: 'count', 'colour', 'shape' right, and 'all' of them
+) -> dict:       # Shares of pictures: 'count', 'colour', 'shape' right, 'all' three; and 'place', of those whose prompt names one
     "How many pictures show what their prompt says: as many solids, in these colours, in these shapes, each in its colour. ValueError for prompts of other things"
+    reader = reader or SceneReader.from_pretrained()
     wanted = [caption_solids(p) for p in prompts]
     if len(wanted)!=len(x) or not all(wanted): raise ValueError(f'{len(x)} pictures and {len(wanted)} prompts were given: each picture wants a prompt that names its solids, such as "a red cube".')
-    pairs = [(a,b) for a,b in zip((reader or SceneReader.from_pretrained()).read(x), wanted)]
+    seen, asked = reader.read(x), [caption_places(p) for p in prompts]
+    placed = [a.items()<=b.items() for a,b in zip(asked, reader.places(x, seen)) if a]
     right = dict(count=lambda a, b: len(a)==len(b), colour=lambda a, b: set(a)==set(b), shape=lambda a, b: sorted(a.values())==sorted(b.values()), all=lambda a, b: a==b)
-    return {k: float(np.mean([f(*p) for p in pairs])) for k,f in right.items()}
+    return {k: float(np.mean([f(*p) for p in zip(seen, wanted)])) for k,f in right.items()} | (dict(place=float(np.mean(placed))) if placed else {})
 
-# %% ../nbs/07_conditioning.ipynb #8ed7294c
+# %% ../nbs/07_conditioning.ipynb #a3df4eb0
 def train_reader(
     x:Tensor,        # Decoded pictures uint8 [n,3,64,64]
     captions,        # Their captions

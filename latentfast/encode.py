@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['encode', 'encode_cost']
 
-# %% ../nbs/03_encode.ipynb #4fcf42d1
+# %% ../nbs/03_encode.ipynb #ef93317a
 import errno, json, logging, math, os, socket, time, warnings
 from copy import copy
 from collections import deque, namedtuple
@@ -19,7 +19,7 @@ from .autoencoder import LatentCodec, fast_dtype
 from .sources import MAX_PIXELS, SPLITS, find_pictures, load_picture
 from .store import LatentQuantizer, LatentStore, fetch_store, is_url, read_index, replacing, shard_record, write_index, write_shard, _open_shard, _shard_problem
 
-# %% ../nbs/03_encode.ipynb #b5c874e9
+# %% ../nbs/03_encode.ipynb #83771b3c
 _CPU_PIXELS = 2**16  # what a codec on the CPU gets at once: more doesn't fit the cache, and takes a quarter longer at 256x256
 
 @torch.inference_mode()
@@ -45,7 +45,7 @@ def _encode_fitting(codec, pictures, *args):
     a, b = (_encode_fitting(codec, ps, *args) for ps in (pictures[:n], pictures[n:]))
     return {k: torch.cat([a[k], b[k]]) for k in a}
 
-# %% ../nbs/03_encode.ipynb #b129685e
+# %% ../nbs/03_encode.ipynb #3fae0f78
 _NOT_THE_PICTURE = {getattr(errno, e, None) for e in 'EMFILE ENFILE ENOMEM EIO ESTALE ENOTCONN ETIMEDOUT ENODEV ENXIO'.split()} - {None}
 _Job = namedtuple('_Job', 'pictures path url plan shape workers transform', defaults=[None])  # all that is needed to make any shard, anywhere
 
@@ -83,7 +83,7 @@ def _decoded(job, batches, ahead=0, chunk=8):
         while queue: yield first()
     finally: pool.shutdown(cancel_futures=True)
 
-# %% ../nbs/03_encode.ipynb #6170c44c
+# %% ../nbs/03_encode.ipynb #01a5c9f8
 def _check_plan(path, old, new):
     "Raise ValueError that says in what the call differs from the one that began the store"
     if not isinstance(old, dict): raise ValueError(f'{path} was not made by encode: choose another folder.')
@@ -93,7 +93,7 @@ def _check_plan(path, old, new):
     if differ:
         raise ValueError(f'{path} was begun by another call: {"; ".join(differ)}. Give the same arguments to finish it, or another folder.')
 
-# %% ../nbs/03_encode.ipynb #12487ea1
+# %% ../nbs/03_encode.ipynb #180a15c5
 def _try_lock(f):
     "Lock an open file without waiting; OSError if another has it"
     try: import fcntl
@@ -122,7 +122,7 @@ def _locked(path):
         if os.name=='posix': file.unlink(missing_ok=True)
         f.close()
 
-# %% ../nbs/03_encode.ipynb #64e80c59
+# %% ../nbs/03_encode.ipynb #0bef3277
 def _finished_shard(file, keys, shape):
     "The record of a shard that an earlier run wrote, and its errors; None if it isn't there, or isn't whole"
     try:
@@ -140,7 +140,7 @@ def _units(pictures, rows):
         of = np.nonzero(splits==split)[0]
         for i in range(0, len(of), rows): yield f'{split}-{i//rows:05d}.arrow', of[i:i+rows].tolist()
 
-# %% ../nbs/03_encode.ipynb #0dbc58e0
+# %% ../nbs/03_encode.ipynb #1e7206b5
 _DTYPES = dict(bf16=torch.bfloat16, fp32=torch.float32)
 
 def _encode_shard(stream, rows, job, codec, tell):
@@ -187,7 +187,7 @@ def _make_shards(job, codec, units, tell=lambda n: None):
             writing = writer.submit(write, file, shard)
         if writing: yield writing.result()
 
-# %% ../nbs/03_encode.ipynb #e47a0027
+# %% ../nbs/03_encode.ipynb #3396ab03
 class _RayEncoder:
     "One worker: makes the shard that it is given the number of"
     def __init__(self, refs):
@@ -223,7 +223,7 @@ def _ray_shards(job, codec, units, tell, address=None, num_gpus=0, concurrency=N
         context.enable_progress_bars = was
         if started: ray.shutdown()
 
-# %% ../nbs/03_encode.ipynb #f7acb93c
+# %% ../nbs/03_encode.ipynb #36dc5cea
 def _whole(name, x, least=1):
     if isinstance(x, bool) or not isinstance(x, (int, np.integer)) or x<least:
         raise ValueError(f'{name}={x} was given; it has to be a whole number, {least} or more.')
@@ -260,7 +260,7 @@ def _bar(**kwargs):
     look = '{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, ends {eta:%H:%M}, {rate_fmt}]'
     return tqdm(bar_format=look, unit=' pictures', **kwargs)
 
-# %% ../nbs/03_encode.ipynb #ba745b1a
+# %% ../nbs/03_encode.ipynb #90fb7971
 def _finished(path, plan):
     "The store, if the same call finished it before; None if there is none, or shards of it are gone or cut short"
     if not (path/'index.json').exists() or (path/'plan.json').exists(): return None  # the plan is the last thing to go
@@ -305,7 +305,7 @@ def _begin(job, codec, auto):
     with replacing(file) as f: f.write(json.dumps(plan, indent=1).encode())
     return plan
 
-# %% ../nbs/03_encode.ipynb #c6183c1d
+# %% ../nbs/03_encode.ipynb #0c512af1
 def encode(
     src,                  # Pictures: a folder, or another source that `find_pictures` knows
     store,                # Folder of the store, or an fsspec address; new or empty, or one that the same call began
@@ -369,13 +369,14 @@ def encode(
         plan = job.plan
         extras = [k for k,given in (('caption', plan['captions']), ('latent_flip', flip), ('latent_std', moments)) if given]
         write_index(path, [r for r,_ in records.values()], SimpleNamespace(name=plan['codec'], fingerprint=plan['fingerprint']), size, job.shape,
-                    pictures.classes, extras, LatentQuantizer(**plan['quantizer']) if plan['quantizer'] else None, encode=plan)
+                    pictures.classes, extras, LatentQuantizer(**plan['quantizer']) if plan['quantizer'] else None, encode=plan, missing=pictures.missing)
         _put(job, 'errors.jsonl', 'index.json', without=['plan.json'])
         (path/'plan.json').unlink()
+    if progress and pictures.missing: print(f'{pictures.missing:,} rows of {src} have no picture: their links were broken.')
     if progress and errors: print(f'{len(errors):,} of {len(pictures):,} pictures could not be used: errors.jsonl in {store} says why.')
     return LatentStore(store)
 
-# %% ../nbs/03_encode.ipynb #37aaf1fd
+# %% ../nbs/03_encode.ipynb #52a449b7
 def _probe(job, codec, dtype, seconds):
     "Encode pictures from all over for at most `seconds`; gives how many a second, how many were tried, and how many of them can't be used"
     now, plan, rows = time.perf_counter, job.plan, np.random.default_rng(0).permutation(len(job.pictures)).tolist()
@@ -406,7 +407,7 @@ def encode_cost(
     seed:int=0,           # Decides random crops
     workers:int=None,     # Threads that decode; one for each core if not given
     seconds:float=10.     # Time for the probe, at most
-) -> dict:                # splits and classes (pictures in each), captions (are there any?), shape, row_bytes, bytes, rate (pictures/s), hours, tried, bad
+) -> dict:                # splits, classes (pictures in each), missing (broken links), captions (any?), shape, row_bytes, bytes, rate (pictures/s), hours, tried, bad
     "What `encode` with these arguments would make and take on this machine, by a probe; writes nothing. Raises as `encode` does"
     ps = find_pictures(src, valid_pct, captions=captions)
     if not isinstance(codec, LatentCodec): codec = LatentCodec.from_pretrained(str(codec)).to(_default_device())
@@ -420,6 +421,6 @@ def encode_cost(
     job = _Job(ps, None, None, plan, shape, _whole('workers', _cores() if workers is None else workers))
     rate, tried, bad = _probe(job, codec, _DTYPES[precision] if precision!='auto' else fast_dtype(codec.device), seconds)
     labels = ps.labels[ps.labels>=0]
-    return dict(pictures=len(ps), splits={s: int((ps.splits==s).sum()) for s in SPLITS}, captions=ps.captions is not None, shape=shape,
+    return dict(pictures=len(ps), missing=ps.missing, splits={s: int((ps.splits==s).sum()) for s in SPLITS}, captions=ps.captions is not None, shape=shape,
                 classes=dict(zip(ps.classes, np.bincount(labels, minlength=len(ps.classes)).tolist())) if len(labels) else {},
                 row_bytes=row, bytes=len(ps)*row+names, rate=rate, hours=len(ps)/rate/3600, tried=tried, bad=bad)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'SPLITS', 'SUFFIXES', 'load_picture', 'Texts', 'Pictures', 'find_pictures']
 
-# %% ../nbs/02a_sources.ipynb #aecfd081
+# %% ../nbs/02a_sources.ipynb #2535b08f
 import csv, hashlib, io, json, os, re, tarfile, threading
 from contextlib import nullcontext
 from functools import lru_cache, partial
@@ -13,7 +13,7 @@ import numpy as np, pyarrow as pa, pyarrow.compute as pc
 from fastcore.basics import store_attr
 from PIL import Image
 
-# %% ../nbs/02a_sources.ipynb #b496c834
+# %% ../nbs/02a_sources.ipynb #08607bfd
 _TURN = {2:Image.Transpose.FLIP_LEFT_RIGHT, 3:Image.Transpose.ROTATE_180, 4:Image.Transpose.FLIP_TOP_BOTTOM, 5:Image.Transpose.TRANSPOSE,
          6:Image.Transpose.ROTATE_270, 7:Image.Transpose.TRANSVERSE, 8:Image.Transpose.ROTATE_90}
 
@@ -60,7 +60,7 @@ def load_picture(
         out = _rgb(im).resize((size,size), Image.Resampling.LANCZOS, box=box, reducing_gap=3)
     return np.asarray(out if turn is None else out.transpose(turn))
 
-# %% ../nbs/02a_sources.ipynb #f2f41380
+# %% ../nbs/02a_sources.ipynb #2f1ade4b
 class Texts:
     "A column of texts: `[i]` is one, or None; `==` a mask; iterating, or `np.asarray`, gives all"
     def __init__(self,
@@ -80,7 +80,7 @@ class Texts:
         "Only these texts"
         return Texts(self.values.take(pa.array(rows)))
 
-# %% ../nbs/02a_sources.ipynb #d262854f
+# %% ../nbs/02a_sources.ipynb #18759098
 class Pictures:
     "Pictures in the order of their keys: columns of keys, labels, splits and captions, and how to open each"
     def __init__(self,
@@ -92,7 +92,8 @@ class Pictures:
         captions,      # `Texts`, None where there is none; or None if there are none at all
         read,          # read(key, *at[i]) gives what `load_picture` takes: a path or a file object
         at=None,       # int64 [n,k]: where each picture is, if its key doesn't say it
-        needs=()       # Paths or URLs of the folder and the archives
+        needs=(),      # Paths or URLs of the folder and the archives
+        missing:int=0  # Rows of the source that have no picture, since their links were broken
     ): store_attr()
     def __len__(self): return len(self.keys)
     def open(self,
@@ -109,7 +110,7 @@ class Pictures:
     ):        # `Pictures`
         "Only these pictures: what a worker has to be sent"
         columns = [c if c is None else c.take(rows) for c in (self.keys, self.labels, self.splits, self.captions)]
-        return Pictures(self.kind, self.classes, *columns, self.read, None if self.at is None else self.at[rows], self.needs)
+        return Pictures(self.kind, self.classes, *columns, self.read, None if self.at is None else self.at[rows], self.needs, self.missing)
     def hash(self):
         "sha256 in hex of all keys, class names, splits and captions: another one when there is other work to do"
         h, names = hashlib.sha256(), np.array([*self.classes, None], object)
@@ -120,9 +121,10 @@ class Pictures:
         return h.hexdigest()
     def __repr__(self):
         counts = ', '.join(f'{n:,} {s}' for s in SPLITS if (n := int((self.splits==s).sum())))
-        return f'Pictures({self.kind}: {counts}; {len(self.classes):,} classes, {"no " if self.captions is None else ""}captions)'
+        return f'Pictures({self.kind}: {counts}; {len(self.classes):,} classes, {"no " if self.captions is None else ""}captions' \
+               + f'; {self.missing:,} broken links'*bool(self.missing) + ')'
 
-# %% ../nbs/02a_sources.ipynb #817a6ff0
+# %% ../nbs/02a_sources.ipynb #45e5c768
 SPLITS = 'train', 'valid', 'test'
 _SPLIT = dict(train=0, training=0, valid=1, val=1, validation=1, dev=1, test=2, testing=2)
 
@@ -132,7 +134,7 @@ def _split_codes(words):
     if 0 not in codes: return None
     return codes if 1 in codes else [1 if c==2 else c for c in codes]  # nothing else to judge by
 
-def _pictures(src, kind, valid_pct, classes, keys, labels, splits, read, captions=None, at=None, needs=()):
+def _pictures(src, kind, valid_pct, classes, keys, labels, splits, read, captions=None, at=None, needs=(), missing=0):
     "`Pictures` of columns in any order; holds some out if none are for validation; ValueError if keys aren't unique"
     order = pc.sort_indices(keys)
     keys, rows = Texts(keys.take(order)), order.to_numpy()
@@ -145,9 +147,9 @@ def _pictures(src, kind, valid_pct, classes, keys, labels, splits, read, caption
     splits = Texts(pa.DictionaryArray.from_arrays(pa.array(splits), list(SPLITS)))
     captions = None if captions is None or captions.null_count==len(captions) else Texts(captions.take(order))
     at = None if at is None else at[rows]
-    return Pictures(kind, classes, keys, np.asarray(labels, np.int64)[rows], splits, captions, read, at, needs)
+    return Pictures(kind, classes, keys, np.asarray(labels, np.int64)[rows], splits, captions, read, at, needs, missing)
 
-# %% ../nbs/02a_sources.ipynb #e89d1ad2
+# %% ../nbs/02a_sources.ipynb #eba7d6c9
 def _fs(url):
     "fsspec's file system of a URL, and the path there"
     import fsspec
@@ -199,7 +201,7 @@ def _walk(url, below='', seen=()):
             if len(names)==1<<16: yield below, names; names = []
     yield below, names
 
-# %% ../nbs/02a_sources.ipynb #fa5132db
+# %% ../nbs/02a_sources.ipynb #1e9df2b7
 SUFFIXES = {'.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm', '.pnm', '.avif', '.jp2'}
 
 def _listing(url):
@@ -239,7 +241,7 @@ def _folder(url, found, valid_pct):
     folders, counts, keys, raw, *_ = found
     return _pictures(url, 'folder', valid_pct, *_tree(folders, counts, keys), partial(_open_file, url, raw), needs=[url])
 
-# %% ../nbs/02a_sources.ipynb #ba1b1868
+# %% ../nbs/02a_sources.ipynb #64ae259b
 def _lines(url): return _read(url).decode('utf-8-sig').replace('\r\n', '\n').split('\n')
 
 def _imagenet_data(url):
@@ -277,7 +279,7 @@ def _imagenet(data, notes, valid_pct):
         labels[bare] = [solution.get(k.rpartition('/')[2].split('.')[0], -1) for k in Texts(keys).take(bare)]
     return _pictures(data, 'imagenet', valid_pct, classes, keys, labels, splits, partial(_open_file, data, raw), needs=[data])
 
-# %% ../nbs/02a_sources.ipynb #bd1de54f
+# %% ../nbs/02a_sources.ipynb #de8eb895
 _FILE, _LABEL = ('file_name','filename','file','filepath','path','image','key'), ('label','labels','class','cls','class_name','category')
 _CAPTION, _IMAGE = ('caption','captions','text','txt','prompt'), ('jpg','jpeg','png','webp','image','img')
 
@@ -305,7 +307,7 @@ def _labels(values):
     if n>1<<20: raise ValueError(f'There are labels up to {n-1:,}; numbers of classes, 0, 1, 2, ..., or names are wanted.')
     return [str(i) for i in range(n)], labels
 
-# %% ../nbs/02a_sources.ipynb #c72cb045
+# %% ../nbs/02a_sources.ipynb #19681066
 def _read_table(url):
     "A .csv or .tsv as Arrow columns of text, None where a cell is empty"
     import pyarrow.csv as pcsv
@@ -341,7 +343,7 @@ def _table(url, valid_pct):
     captions = table[caption].combine_chunks() if caption else None
     return _pictures(url, 'table', valid_pct, classes, keys, labels, splits, partial(_open_file, root, {}), captions, needs=[root])
 
-# %% ../nbs/02a_sources.ipynb #14981829
+# %% ../nbs/02a_sources.ipynb #f2eb0d0a
 def _caption_file(file):
     "{key: text} of a .jsonl, .csv or .tsv"
     if not _exists(file): raise FileNotFoundError(f'There is no file of captions {file}. Give a .jsonl, .csv or .tsv file, or a dict.')
@@ -366,7 +368,7 @@ def _captions(captions, keys):
                          f'{keys[0]!r}, ...: the names have to agree.')
     return Texts(texts.take(found))
 
-# %% ../nbs/02a_sources.ipynb #dc376109
+# %% ../nbs/02a_sources.ipynb #958d9f9c
 def _tar_index(f):
     "{sample: {ending: (offset, size)}} of an open tar; tarfile.TarError if it is damaged"
     samples = {}
@@ -383,7 +385,7 @@ def _tar_index(f):
     return samples
 
 def _tar_rows(url):
-    "Keys, labels, captions, [offset, size] of the pictures in a tar, and no names of classes"
+    "Keys, labels, captions, [offset, size] of the pictures in a tar, no names of classes, and no broken links"
     endings, rows = ['jpg','jpeg','png','webp', *(s[1:] for s in sorted(SUFFIXES))], []
     def text(o): f.seek(o[0]); return f.read(o[1]).decode('utf-8', 'replace').strip()
     with _open(url) as f:
@@ -401,7 +403,7 @@ def _tar_rows(url):
                 if caption is None and isinstance(c, str): caption = c
             rows.append((key, label, caption, *o[image]))
     columns = (pa.array([r[i] for r in rows], pa.large_string()) for i in range(3))
-    return *columns, np.array([r[3:] for r in rows], np.int64).reshape(-1, 2), None
+    return *columns, np.array([r[3:] for r in rows], np.int64).reshape(-1, 2), None, 0
 
 def _open_member(files, key, file, start, size):
     "A picture inside a tar"
@@ -409,16 +411,16 @@ def _open_member(files, key, file, start, size):
     if len(data)<size: raise OSError(f'{files[file].rpartition("/")[2]} ends before the picture does')
     return io.BytesIO(data)
 
-# %% ../nbs/02a_sources.ipynb #14811b49
+# %% ../nbs/02a_sources.ipynb #c2dce706
 _WORD = re.compile(rf'(?:^|[-_./])({"|".join(_SPLIT)})(?=[-_./\d]|$)', re.I)
 
 def _shards(kind, rows_in, read, root, names, valid_pct):
-    "Pictures in the shards `names` below `root`; rows_in(file) gives a shard's keys, labels, captions, places and names of classes"
+    "Pictures in the shards `names` below `root`; rows_in(file) gives a shard's keys, labels, captions, places, names of classes and broken links"
     names = sorted(names)
     words = [w[1] if (w := _WORD.search(n)) else '' for n in names]
     shards = [(n,c) for n,c in zip(names, _split_codes(words) or [0]*len(names)) if c>=0]
     files = [f'{root}/{n}' for n,_ in shards]
-    keys, labels, captions, at, classes = zip(*map(rows_in, files))
+    keys, labels, captions, at, classes, missing = zip(*map(rows_in, files))
     if not sum(map(len, keys)): raise ValueError(f'{root} holds no pictures: none in its {len(files)} shards, such as {shards[0][0]}.')
     if len({l.type for l in labels})>1: raise ValueError(f'Labels are numbers in some shards of {root}, and not in others: give one kind.')
     splits = np.repeat(np.array([c for _,c in shards], np.int8), [len(k) for k in keys])
@@ -426,11 +428,11 @@ def _shards(kind, rows_in, read, root, names, valid_pct):
     keys = pa.concat_arrays([pa.array([f'{_text(n)}/{k}' for k in Texts(ks)], pa.large_string()) for (n,_),ks in zip(shards, keys)])
     numbered, labels = _labels(pa.concat_arrays(labels))
     return _pictures(root, kind, valid_pct, classes[0] or numbered, keys, labels, splits, partial(read, files), pa.concat_arrays(captions),
-                     at, files[:1] if '://' in root else files)
+                     at, files[:1] if '://' in root else files, sum(missing))
 
 _tars = partial(_shards, 'webdataset', _tar_rows, _open_member)
 
-# %% ../nbs/02a_sources.ipynb #61e12739
+# %% ../nbs/02a_sources.ipynb #b813b27e
 _LOCK = threading.Lock()
 
 def _picture_column(schema):
@@ -458,7 +460,7 @@ def _open_cell(files, key, file, group, row):
     return _bytes(cells[row].as_py())
 
 def _parquet_rows(url):
-    "Keys, labels, captions, [row group, row] of the pictures in a parquet file, and names of classes if `datasets` wrote them there"
+    "Keys, labels, captions, [row group, row] of the pictures in a parquet file, names of classes if `datasets` wrote them there, and how many links were broken"
     import pyarrow.parquet as pq
     with _open(url) as f:
         try:
@@ -477,11 +479,11 @@ def _parquet_rows(url):
     labels = _plain(table[label].combine_chunks()) if label else texts(None)
     good = Texts(texts(status))=='success' if status else np.full(n, True)
     features = json.loads((schema.metadata or {}).get(b'huggingface', '{}')).get('info', {}).get('features', {})
-    return *(c.filter(pa.array(good)) for c in (keys, labels, texts(caption))), at[good], features.get(label, {}).get('names')
+    return *(c.filter(pa.array(good)) for c in (keys, labels, texts(caption))), at[good], features.get(label, {}).get('names'), int((~good).sum())
 
 _parquets = partial(_shards, 'parquet', _parquet_rows, _open_cell)
 
-# %% ../nbs/02a_sources.ipynb #ef1ae90f
+# %% ../nbs/02a_sources.ipynb #2562766a
 @lru_cache(maxsize=4)
 def _dataset(name):
     "The splits of a dataset by name"
@@ -527,7 +529,7 @@ def _examples(name, valid_pct):
     return _pictures(name, 'dataset', valid_pct, classes, pa.concat_arrays(keys), labels, np.concatenate(splits),
                      partial(_open_example, name, image), pa.concat_arrays(captions), np.concatenate(at), needs)
 
-# %% ../nbs/02a_sources.ipynb #2387630a
+# %% ../nbs/02a_sources.ipynb #ba48f671
 def _braces(pattern):
     "All names of a pattern such as a-{000..010}.tar or {train,val}.tar"
     got = re.search(r'\{([^{}]*)\}', pattern)

@@ -540,10 +540,10 @@ class LatentStore:
 
     def __repr__(self):
         i, f = self.index, lambda v: ' '.join(f'{o:.3g}' for o in v)
-        errors = i['errors']['rows'] if i['errors'] else 0
+        errors, missing = i['errors']['rows'] if i['errors'] else 0, i.get('missing', 0)
         counts, names = ', '.join(f'{n:,} {s}' for s,n in i['counts'].items()), ', '.join(self.classes[:4])+', ...'*(len(self.classes)>4)
         return '\n'.join([f'LatentStore {self.path}',
-            f'  pictures  {counts}'+(f'; {errors:,} could not be used (errors.jsonl)' if errors else ''),
+            f'  pictures  {counts}'+(f'; {errors:,} could not be used (errors.jsonl)' if errors else '')+(f'; {missing:,} broken links' if missing else ''),
             f'  latents   {" × ".join(map(str, self.latent_shape))} {i["dtype"]}, of {self.image_size} × {self.image_size} pixels'
                 +''.join(f', with {o}' for o in self.extras),
             f'  codec     {self.codec} ({self.fingerprint})',

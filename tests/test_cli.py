@@ -1,10 +1,11 @@
 "The command line as a user meets it: with mistakes, Ctrl-C and kills."
-import contextlib, io, json, os, re, signal, subprocess, sys, time
+import contextlib, io, json, os, re, signal, subprocess, sys, tempfile, time
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, pytest
 from PIL import Image
 from latentfast.cli import main
+from latentfast.scenes import CLASSES
 
 RUN = [sys.executable, '-c', 'import sys; from latentfast.cli import main; sys.exit(main())']
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1'}
@@ -135,6 +136,9 @@ def test_verify_finds_a_flipped_bit(work, tmp_path):
     assert 'every checksum fits' in latentfast('verify', store).stdout
     shard = store/'train-00000.arrow'; b = bytearray(shard.read_bytes()); b[len(b)//2] ^= 1; shard.write_bytes(b)
     assert 'train-00000.arrow' in one_line_error('verify', store)
+    r = latentfast('verify', store, '--json', check=2)
+    said = json.loads(r.stdout)
+    assert said['store']==str(store) and len(said['problems'])==1 and 'train-00000.arrow' in said['problems'][0] and r.stderr.count('\n')==1
 
 def test_a_model_and_a_store_of_different_autoencoders_are_told_apart(work, model, tmp_path, codec_folder):
     latentfast('encode', work/'scenes', tmp_path/'store', '--size', 32, '--codec', codec_folder)
@@ -156,17 +160,65 @@ def test_a_distance_of_ones_own_trains_an_autoencoder(work, tmp_path):
     latentfast('train-vae', work/'scenes', tmp_path/'vae', '--lpips', tmp_path/'distance', '--size', 32, '--epochs', 1, '--per-epoch', 32, '--batch-size', 16)
     assert (tmp_path/'vae'/'config.json').exists()
 
-def test_a_class_and_a_prompt_are_drawn(work, tmp_path):
-    latentfast('train', work/'store', tmp_path/'by-class', '--cond', 'class', '--sample-every', 3, *TRAIN)
-    latentfast('encode', work/'scenes', tmp_path/'store', '--size', 32, '--captions', work/'scenes'/'scenes.jsonl')
-    (tmp_path/'prompts.txt').write_text('a small red cube\na large blue cone\n')
-    latentfast('train', tmp_path/'store', tmp_path/'by-text', '--cond', 'text', '--prompts', tmp_path/'prompts.txt', *TRAIN)
-    assert (tmp_path/'by-text'/'progress'/'strip.png').exists()
-    for args in (('by-class','--class','red cube'), ('by-text','--prompt','a small red cube','--prompt','a large cone','--negative-prompt','a sphere')):
-        latentfast('sample', tmp_path/args[0], tmp_path/'grid.png', '-n', 4, '--steps', 3, *args[1:])
-        with Image.open(tmp_path/'grid.png') as im: assert np.asarray(im).std() > 2
-    assert 'red cube' in one_line_error('sample', tmp_path/'by-class', tmp_path/'x.png', '--class', 'red dog')
-    assert '-n 1' in one_line_error('sample', tmp_path/'by-text', tmp_path/'x.png', '-n', 1, '--prompts', tmp_path/'prompts.txt')
+PROMPTS = 'a small red cube', 'a large blue cone'
+
+@pytest.fixture(scope='module')
+def told(work):
+    "A folder with models that were told a class, a text and a picture, and with a file of prompts"
+    (work/'prompts.txt').write_text('\n\n'.join(PROMPTS))
+    latentfast('encode', work/'scenes', work/'captioned', '--size', 32, '--captions', work/'scenes'/'scenes.jsonl')
+    latentfast('encode', work/'scenes', work/'small', '--size', 16)
+    once = [*TRAIN, '--epochs', 1, '--sample-every', 1]
+    latentfast('train', work/'store', work/'by-class', '--cond', 'class', *once)
+    latentfast('train', work/'captioned', work/'by-text', '--cond', 'text', '--prompts', work/'prompts.txt', *once)
+    latentfast('train', work/'store', work/'by-picture', '--cond', work/'small', *once)
+    return work
+
+def drawn(model, *args, n=2):
+    "The pictures [n,H,W,3] of a `sample` that has no word to ignore"
+    with tempfile.TemporaryDirectory() as tmp:
+        r = latentfast('sample', model, Path(tmp)/'new', '-n', n, '--steps', 3, *args)
+        assert 'does nothing' not in r.stderr and len(names := sorted((Path(tmp)/'new').iterdir()))==n
+        return np.stack([np.asarray(Image.open(f)).astype(int) for f in names])
+
+def test_a_class_is_drawn(told, model):
+    red = CLASSES.index('red cube')
+    ours = drawn(told/'by-class', '--class', 'red cube')
+    assert (ours==drawn(told/'by-class', '--class', red)).all() and (ours!=drawn(told/'by-class', '--class', 'blue cone')).any()
+    assert (drawn(model)!=drawn(model, '--class', 'red cube', '--classifier', told/'clf')).any()
+    assert 'red cube' in one_line_error('sample', told/'by-class', told/'x.png', '--class', 'red dog')
+
+def test_prompts_are_drawn(told):
+    assert (told/'by-text'/'progress'/'strip.png').exists()
+    both = drawn(told/'by-text', '--prompt', PROMPTS[0], '--prompt', PROMPTS[1])
+    assert (both==drawn(told/'by-text', '--prompts', told/'prompts.txt')).all()
+    one, away = (drawn(told/'by-text', '--prompt', PROMPTS[0], *o) for o in ((), ('--negative-prompt', 'a sphere')))
+    assert (both[0]==one[0]).mean()>.9 and (both[1]!=one[1]).any() and (one!=away).any()
+    assert (drawn(told/'by-text')!=drawn(told/'by-text', '--negative-prompt', 'a sphere')).any()
+    assert '-n 1' in one_line_error('sample', told/'by-text', told/'x.png', '-n', 1, '--prompts', told/'prompts.txt')
+
+def test_pictures_are_drawn_from(told, model, tmp_path):
+    scene = sorted((told/'scenes').rglob('*.png'))[0]
+    truth, half = np.asarray(Image.open(scene)).astype(int), np.zeros((32,32), np.uint8); half[:,16:] = 255
+    Image.fromarray(half).save(tmp_path/'half.png')
+    assert (drawn(told/'by-picture')!=drawn(told/'by-picture', '--cond-image', scene)).any()
+    a, b = (np.abs(drawn(model, '--init', scene, '--strength', s)-truth).mean() for s in (.4, 1))
+    assert a<.85*b
+    masked = drawn(model, '--init', scene, '--mask', tmp_path/'half.png', '--strip', tmp_path/'strip.png')
+    assert np.abs(masked-truth)[:,:,:16].max()<=1 and np.abs(masked-truth)[:,:,16:].mean()>5
+    with Image.open(tmp_path/'strip.png') as im: assert im.size==(3*34-2, 2*34-2)
+    Image.new('RGBA', (32,32), (0,0,0,0)).save(tmp_path/'clear.png'); Image.new('RGB', (32,32), 'white').save(tmp_path/'white.png')
+    clear, white = (drawn(model, '--init', tmp_path/f'{c}.png') for c in ('clear','white'))
+    assert (clear==white).all()
+
+def test_how_pictures_are_drawn(model, tmp_path):
+    plain = drawn(model)
+    assert drawn(model, '--size', 64, '--tile').shape==(2,64,64,3)
+    assert (plain==drawn(model, '--batch-size', 1)).mean()>.99
+    for args in (('--eta',.5), ('--sampler','ddpm'), ('--spacing','leading'), ('--t-max',.9), ('--seed',1)): assert (plain!=drawn(model, *args)).any(), args
+    out = tmp_path/'out'
+    for n in (1,2): latentfast('sample', model, out, '-n', n, '--steps', 2)
+    assert 'more than 1' in one_line_error('sample', model, out, '-n', 1) and sorted(f.name for f in out.iterdir())==['00000.png','00001.png']
 
 def test_figures_for_scripts(work):
     assert json.loads(latentfast('info', work/'store', '--json').stdout)['counts']=={'train': 180, 'valid': 20}

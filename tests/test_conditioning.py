@@ -2,6 +2,7 @@
 import json, pickle, shutil, sys, warnings
 import numpy as np, pytest, torch
 from fastai.callback.core import Callback
+from latentfast.cli import main
 from latentfast.conditioning import CaptionTokenizer, PictureCondition, TextCondition, TextEncoder, WordCondition, no_condition, store_text
 from latentfast.data import latent_dls
 from latentfast.encode import encode
@@ -104,6 +105,31 @@ def test_states_are_kept_once_and_used_without_the_encoder(store, clip, monkeypa
     dls = latent_dls(store, bs=8, cond='text', num_workers=2, seed=0)
     assert {*dls.one_batch()[-1]}=={'text','mask'} and isinstance(dls.conds[0], TextCondition)
     with pytest.raises(ValueError, match='pip install'): dls.conds[0].encoder
+
+class Ones(TextEncoder):
+    "A text encoder that says 1 for each word"
+    name, fingerprint, layer, length, dim, device = 'ones', 'ones-1', -1, 8, 4, None
+    def __init__(self): pass
+    def to(self, device): self.device = device; return self
+    def __call__(self, texts, warn=True):
+        mask = torch.arange(self.length)<torch.tensor([[len(t.split())] for t in texts])
+        return mask[...,None].float().expand(-1, -1, self.dim),mask
+
+def test_an_encoder_by_name_goes_to_the_best_device(store, monkeypatch):
+    monkeypatch.setattr('latentfast.conditioning.default_device', lambda: 'the best')
+    monkeypatch.setattr(TextEncoder, 'from_pretrained', lambda name: Ones())
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        assert store_text(store, Ones(), progress=False).encoder.device is None and store_text(store, 'ones', progress=False).encoder.device=='the best'
+
+def test_the_command_has_an_encoder_read_captions(src, codec_folder, tmp_path, capsys, monkeypatch):
+    (tmp_path/'captions.jsonl').write_text(''.join(json.dumps(dict(key=str(p.relative_to(src)), caption='a red cat'))+'\n' for p in src.rglob('*.png')))
+    args = [str(o) for o in ('encode', src, tmp_path/'store', '--codec', codec_folder, '--size', 32, '--captions', tmp_path/'captions.jsonl', '--text-encoder')]
+    assert main([*args, str(tmp_path/'none')])==2 and 'transformers' in capsys.readouterr().err and not (tmp_path/'store').exists()  # before anything is encoded
+    monkeypatch.setattr(TextEncoder, 'from_pretrained', lambda name: Ones())
+    assert main([*args, 'ones'])==0 and '1 different captions, read by ones' in capsys.readouterr().out
+    store = LatentStore(tmp_path/'store')
+    assert TextCondition(store)(store.train, [0])['mask'].tolist()==[[True]*3]
 
 def test_damaged_and_outdated_states(store, clip, src, codec, tmp_path):
     with warnings.catch_warnings(): warnings.simplefilter('ignore'); made = store_text(store, str(clip), progress=False)

@@ -2,7 +2,7 @@
 import errno, io, json, os, shutil, signal, subprocess, sys, time, zlib
 from copy import copy
 from pathlib import Path
-import numpy as np, pytest, torch
+import numpy as np, pyarrow as pa, pyarrow.parquet as pq, pytest, torch
 from PIL import Image
 import latentfast.encode as E
 from latentfast.autoencoder import LatentCodec, to_tensor
@@ -55,6 +55,15 @@ def test_broken(pictures, codec, tmp_path):
         assert why in e[f'cat/{key}']
     assert sorted(all_keys(store))==sorted(all_keys(whole)) and errors(whole)=={}
     assert not any(str(tmp_path) in v for v in e.values())
+
+def test_broken_links(codec, tmp_path, capsys):
+    "Rows of img2dataset's without a picture are told from pictures that can't be used"
+    status = ['success','failed_to_download','success','failed_to_resize']*6
+    cells = [saved(smooth(), 'PNG').getvalue() if s=='success' else None for s in status]; cells[0] = b'no picture'
+    pq.write_table(pa.table(dict(jpg=cells, status=status, key=[f'{i:02d}' for i in range(24)])), tmp_path/'p.parquet')
+    store = encode(tmp_path/'p.parquet', tmp_path/'store', codec, **ARGS|dict(progress=True))
+    assert store.index['missing']==12 and list(errors(store))==['p.parquet/00'] and sum(store.index['counts'].values())==11
+    assert '12 rows of' in capsys.readouterr().out and E.encode_cost(tmp_path/'p.parquet', codec, size=32)['missing']==12
 
 def test_vanishing(pictures, codec, tmp_path, monkeypatch):
     "A picture that is deleted after it was listed"
