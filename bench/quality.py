@@ -4,27 +4,32 @@
     python bench/quality.py PHOTOS --choose --minutes 10          # one seed, against training photos, to choose weights and gates by
     python bench/quality.py PHOTOS --case time_to_fid --minutes 60
 
-PHOTOS holds folders of classes, such as CIFAR-10's; they are encoded at 64x64, so latents are 4x8x8. An arm is a loss, with =WEIGHT for
-another weight than its own and >SNR for another gate, such as 'layers=.2>4':
+PHOTOS holds folders of classes, such as CIFAR-10's; they are encoded at 64x64, so latents are 4x8x8. An arm is a loss, with @OBJECTIVE for
+another than v, =WEIGHT for another weight than its own and >SNR for another gate, such as 'layers=.2>4', 'mse@eps', 'pooled@eps=.3'; flow
+has the schedule flow, the others cosine. Losses:
   mse        MSE alone                                   pooled    the classifier's pooled activations (the article's loss)
   brief      pooled, of a small classifier of one epoch  noised    pooled, of a classifier trained on lightly noised latents
   layers     the classifier's maps, channel-normalised   ensemble  the same under random transforms (E-LatentLPIPS)
   decoder    the autoencoder's decoder's maps (LPL)      self      an MSE-trained U-Net's middle (self-perceptual)
   align      the U-Net's middle against the classifier's last map (REPA)
 cifar10_8x8 (FID, KID): each arm against mse_only, on the features of a pixel classifier that no loss knows, of decoded samples and decoded
-  held-out latents; and on the latent classifier's own. Training time is the same: each arm's step is timed on the side, all arms in turns,
-  and it gets as many epochs as fit (mse rounded up, the others down).
+  held-out latents; and on the latent classifier's own. An arm with @OBJECTIVE is compared with mse@OBJECTIVE, and that with mse. Training
+  time is the same: each loss's step is timed once, in turns with mse's (processor time where there is one thread, or the clock's), and it gets as many
+  epochs as fit (mse rounded up, others down).
 time_to_fid (s): training time until the first of --arms has the FID that the course's way has after --minutes (course_baseline: eps,
   float32, MSE, torch's AdamW, uniform times, no average of weights). It's trained anew for longer and longer until it is as good.
-Everything is kept in --work: the same command goes on where it stopped, and adds arms and seeds to what is there.
+Everything is kept in --work: the same command goes on where it stopped, and adds arms and seeds to what is there. Started several times,
+it uses several cores: each process takes what no other is at (with OMP_NUM_THREADS=1, a process a core). --quick has a folder of its own.
 """
-import argparse, json, re, statistics, time, warnings
+import argparse, json, math, re, statistics, time, warnings
 from functools import partial
 from pathlib import Path
 import numpy as np, torch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.optimizer import OptimWrapper
+from filelock import FileLock, Timeout  # PyTorch brings it
 from latentfast.all import *
+from latentfast.store import replacing
 from compare import show
 
 WEIGHTS = dict(mse=0., course=0., pooled=1., brief=1., noised=1., layers=.5, ensemble=.5, decoder=.1, self=.1, align=.5)
@@ -38,33 +43,57 @@ class Noised(Callback):
         self.learn.xb = ((1-s**2).sqrt()*x + s*torch.randn_like(x),)
 
 def parse(arm):
-    m = re.fullmatch(r'([a-z]+)(?:=([\d.]+))?(?:>([\d.]+))?', arm)
-    if not m or m[1] not in WEIGHTS: raise SystemExit(f'{arm}: an arm is one of {", ".join(WEIGHTS)}, with =WEIGHT and >SNR if you like.')
-    return m[1], float(m[2] or WEIGHTS[m[1]]), None if m[3] is None else float(m[3])
+    "Loss, objective, weight and gate"
+    m = re.fullmatch(r'([a-z]+)(?:@(\w+))?(?:=([\d.]+))?(?:>([\d.]+))?', arm)
+    if not m or m[1] not in WEIGHTS or m[1]=='course' and m[2] or (m[2] or 'v') not in OBJECTIVES:
+        raise SystemExit(f'{arm}: an arm is one of {", ".join(WEIGHTS)}, with @OBJECTIVE ({", ".join(OBJECTIVES)}), =WEIGHT and >SNR if you like; '
+                         'course has its own.')
+    return m[1], m[2] or 'v', float(m[3] or WEIGHTS[m[1]]), None if m[4] is None else float(m[4])
 
-def plain(name): return re.sub(r'[^\w.-]', '_', name)
+def base(arm):
+    "What an arm is compared with: MSE alone with its objective, and that with `mse`"
+    name, objective, *_ = parse(arm)
+    return 'mse' if name=='mse' or objective=='v' else f'mse@{objective}'
+
+def plain(name): return name.replace('>', '+')  # for a file's name
 
 class Bench:
     def __init__(self, photos, work, minutes, choose=False, quick=False):
-        self.work, self.minutes, self.choose, self.quick = Path(work), minutes, choose, quick
-        self.work.mkdir(parents=True, exist_ok=True)
+        self.work, self.minutes, self.choose, self.quick, self.locks = Path(work)/('quick' if quick else ''), minutes, choose, quick, {}
+        for folder in 'runs','locks': (self.work/folder).mkdir(parents=True, exist_ok=True)
         self.n, self.photos = 60 if quick else 2500 if choose else 5000, photos
-        self.store = encode(photos, self.work/'store', size=64, progress=False)
+        with self.lock('store'): self.store = encode(photos, self.work/'store', size=64, progress=False)
 
+    def lock(self, name, timeout=-1):
+        "Of all processes with this work folder only one goes on; it may ask again. The system gives a killed one's back"
+        return self.locks.setdefault(name, FileLock(self.work/'locks'/f'{plain(name)}.lock')).acquire(timeout)
+
+    def share(self, jobs):
+        "Do those of `jobs` (a dict of name and function) that no other process is at, then wait for the rest"
+        for timeout in 0,-1:
+            for name,job in jobs.items():
+                try:
+                    with self.lock(name, timeout): job()
+                except Timeout: pass
+
+    def file(self, name): return self.work/f'{plain(name)}.json'
     def once(self, name, make):
         "What `make` gives, as json; kept, and made only once"
-        f = self.work/f'{name}.json'
-        if not f.exists(): f.write_text(json.dumps(make()))
-        return json.loads(f.read_text())
+        with self.lock(name):
+            if not self.file(name).exists():
+                made = json.dumps(make()).encode()
+                with replacing(self.file(name)) as f: f.write(made)
+        return json.loads(self.file(name).read_text())
 
     def net(self, name, learn, epochs, lr):
         "A classifier: trained once, then loaded"
         folder = self.work/name
-        if not (folder/'config.json').exists():
-            learn = learn(); learn.add_cb(Checkpoint(self.work/f'{name}.pt'))
-            learn.fit_quietly(1 if self.quick else epochs, lr, label=name)
-            print(f'{name}: accuracy {learn.recorder.values[-1][2]:.3f}', flush=True)
-            learn.model.save_pretrained(folder)
+        with self.lock(name):
+            if not folder.exists():
+                learn = learn(); learn.add_cb(Checkpoint(self.work/'runs'/f'{name}.pt'))
+                learn.fit_quietly(1 if self.quick else epochs, lr, label=name)
+                print(f'{name}: accuracy {learn.recorder.values[-1][2]:.3f}', flush=True)
+                learn.model.save_pretrained(self.work/f'{name}.part'); (self.work/f'{name}.part').rename(folder)
         return LatentClassifier.from_pretrained(folder)
     def classifier(self, name='classifier'):
         dls = latent_dls(self.store, bs=64, seed=10)
@@ -73,7 +102,7 @@ class Bench:
     def judge(self): return feature_net(self.net('judge', lambda: pixel_learner(self.store, n=200 if self.quick else 45_000, seed=110), 6, 3e-3))
 
     def losses(self, arm):
-        name, w, gate = parse(arm)
+        name, _, w, gate = parse(arm)
         kw = dict(weight=w, **{} if gate is None else dict(min_snr=gate))
         if name=='mse': return None
         if name in ('pooled','brief','noised'): return PerceptualLoss(self.classifier('classifier' if name=='pooled' else name), **kw)
@@ -84,75 +113,90 @@ class Bench:
         return Alignment(self.classifier(), **kw)
 
     def learner(self, arm, seed):
-        kw = dict(perceptual=self.losses(arm)) if arm!='course' else dict(objective='eps', precision=None, ema=None, clip=None, t_sampling='uniform',
-                                                                          opt_func=partial(OptimWrapper, opt=torch.optim.AdamW))
+        objective = parse(arm)[1]
+        adamw = partial(OptimWrapper, opt=torch.optim.AdamW)
+        if arm=='course': kw = dict(objective='eps', precision=None, ema=None, clip=None, t_sampling='uniform', opt_func=adamw)
+        else: kw = dict(perceptual=self.losses(arm), objective=objective, schedule='flow' if objective=='flow' else 'cosine')
         return diffusion_learner(latent_dls(self.store, bs=BS, seed=seed, index=arm!='course'), size=SIZE, seed=seed, **kw)
 
-    def step_seconds(self, arms, rounds=5, n=20):
-        "Seconds of a training step of each arm, timed in turns"
+    def seconds(self, arm, n=20):
+        "Seconds of a training step: mse's, and others' by the ratio to it that was timed in turns. It's the same for every weight"
+        alone = torch.get_num_threads()==1 and not torch.cuda.is_available()
+        clock = time.process_time if alone else time.perf_counter  # other work doesn't count as processor time
+        name, objective, _, gate = parse(arm)
+        key = name + f'@{objective}'*(objective!='v') + ('' if gate is None else f'>{gate:g}')
         class Timed(Callback):
             order, run_valid = 100, False
-            def before_batch(self): self.at = time.perf_counter()
             def after_batch(self):
-                times.append(time.perf_counter()-self.at)
-                if len(times)>=n: raise CancelFitException
+                times.append(clock())
+                if len(times)>n: raise CancelFitException
         def measure():
-            out, learners = {a: [] for a in arms}, {a: self.learner(a, 0) for a in arms}
-            for r in range(1+rounds):
-                for a in arms:
+            learners = {a: self.learner(a, 0) for a in dict.fromkeys(['mse', key])}
+            out = {a: [] for a in learners}
+            for r in range(2 if self.quick else 6):  # the first warms up
+                for a,learn in learners.items():
                     times.clear()
-                    with learners[a].no_bar(), learners[a].no_logging(): learners[a].fit(1, 1e-5, cbs=Timed())
-                    if r: out[a].append(statistics.median(times))
-            return {a: statistics.median(v) for a,v in out.items()}
+                    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-5, cbs=Timed())
+                    if r: out[a].append(statistics.median(np.diff(times)))
+            return out
         times = []
-        return self.once('steps-'+'-'.join(sorted(map(plain, arms))), measure)
+        out = self.once(f'steps-{key}', measure)
+        return statistics.median(out['mse']) if key=='mse' else statistics.median(a/b for a,b in zip(out[key], out['mse']))*self.seconds('mse')
 
-    def epochs(self, arms):
-        "Seconds a step, and epochs that fit into the time"
-        secs, per = self.step_seconds(arms), len(latent_dls(self.store, bs=BS).train)
-        fit = {a: self.minutes*60/(secs[a]*per) for a in arms}
-        return secs, {a: 2 if self.quick else max(1, int(-(-n//1)) if a in ('mse','course') else int(n)) for a,n in fit.items()}, per
+    def epochs(self, arm):
+        "Epochs that fit into the time"
+        n = self.minutes*60/(self.seconds(arm)*self.batches())
+        return 2 if self.quick else max(1, math.ceil(n) if parse(arm)[0] in ('mse','course') else int(n))
+    def batches(self): return len(self.store.train)//BS
+
+    def prepare(self, arms):
+        "What several arms need, before any of them waits for it"
+        names = {parse(a)[0] for a in arms}
+        self.share(dict(judge=self.judge, classifier=self.classifier, **{k: partial(self.classifier, k) for k in ('brief','noised') if k in names},
+                        **{'run-mse-999-8': lambda: self.train('mse', 999)} if 'self' in names else {}))
+        return {a: self.epochs(a) for a in arms}
 
     def train(self, arm, seed, epochs=8):
-        learn, name = self.learner(arm, seed), plain(f'{arm}-{seed}-{epochs}')
-        learn.add_cb(Checkpoint(self.work/'runs'/f'{name}.pt', dict(arm=arm, seed=seed)))
-        learn.fit_quietly(2 if self.quick else epochs, LR, label=name)
+        name = f'{arm}-{seed}-{epochs}'
+        with self.lock(f'run-{name}'):
+            learn = self.learner(arm, seed)
+            learn.add_cb(Checkpoint(self.work/'runs'/f'{plain(name)}.pt', dict(arm=arm, seed=seed)))
+            learn.fit_quietly(2 if self.quick else epochs, LR, label=name)
         return learn
 
+    def score_name(self, arm, seed, epochs): return f'scores-{"choose-"*self.choose}{self.n}-{arm}-{seed}-{epochs}'
     def score(self, arm, seed, epochs):
-        name = plain(f'{arm}-{seed}-{epochs}')
         def measure():
             learn = self.train(arm, seed, epochs)
             z = learn.sample_latents(self.n, steps=STEPS, seed=seed+1, progress=False)
-            grid_image(learn.decode(z[:64]), ncol=8).save(self.work/'runs'/f'{name}.png')
+            grid_image(learn.decode(z[:64]), ncol=8).save(self.work/'runs'/plain(f'{arm}-{seed}-{epochs}.png'))
             kw = dict(n=self.n, codec=learn.dls.codec)
             both = (evaluate(z, self.store, features=self.judge(), **(dict(against='train', pictures=self.photos) if self.choose else {}), **kw),
                     evaluate(z, self.store, features=self.classifier(), against='train' if self.choose else 'valid', **kw))
             return [{k: v for k,v in s.items() if isinstance(v, (int,float,str,dict))} for s in both]
-        return self.once(f'scores-{"choose-"*self.choose}{self.n}-{name}', measure)
+        return self.once(self.score_name(arm, seed, epochs), measure)
 
     def compare(self, arms, seeds):
-        arms = ['mse']+[a for a in arms if a!='mse']
-        secs, epochs, per = self.epochs(arms)
-        scores = {}
-        for seed in range(1000, 1001) if self.choose else range(seeds):
-            for a in arms:
-                scores.setdefault(a, []).append(self.score(a, seed, epochs[a]))
-                self.table(arms, scores, secs, epochs, per)
-        figure = lambda a, k: [s[0][k] for s in scores[a]]
-        out = []
+        arms = list(dict.fromkeys(['mse', *map(base, arms), *arms]))
+        epochs, seeds = self.prepare(arms), [1000] if self.choose else range(seeds)
+        def job(a, s):
+            if self.file(self.score_name(a, s, epochs[a])).exists(): return
+            self.score(a, s, epochs[a]); self.table(epochs, seeds)
+        self.share({self.score_name(a, s, epochs[a]): partial(job, a, s) for s in seeds for a in arms})
+        scores, out = self.table(epochs, seeds), []
         for a in arms[1:]:
             for k in 'fid','kid':
-                ours, theirs = figure(a, k), figure('mse', k)
+                ours, theirs = ([s[0][k] for s in scores[o]] for o in (a, base(a)))
                 ratios = sorted(x/y for x,y in zip(ours, theirs))
-                out.append(dict(bench='quality', case='cifar10_8x8', peer='mse_only', unit=k.upper(), loss=a, ours=statistics.mean(ours), theirs=statistics.mean(theirs),
-                                ratio=statistics.mean(ours)/statistics.mean(theirs), runs=len(ours), spread=[ratios[0], ratios[-1]]))
+                out.append(dict(bench='quality', case='cifar10_8x8', peer=base(a).replace('mse', 'mse_only'), unit=k.upper(), loss=a, ours=statistics.mean(ours),
+                                theirs=statistics.mean(theirs), ratio=statistics.mean(ours)/statistics.mean(theirs), runs=len(ours),
+                                spread=[ratios[0], ratios[-1]]))
         return out
 
     def time_to_fid(self, arm):
-        secs, epochs, per = self.epochs(['course', arm])
+        epochs = self.prepare(['course', arm])
         goal = self.score('course', 0, epochs['course'])[0]['fid']
-        time_of = lambda a, n: n*per*secs[a]
+        time_of = lambda a, n: n*self.batches()*self.seconds(a)
         points, share = [], 1/12
         while not points or points[-1][1]>goal and share<1:
             n = max(1, round(epochs[arm]*share)); share *= 1.5
@@ -163,17 +207,20 @@ class Bench:
         theirs = time_of('course', epochs['course'])
         return [dict(bench='quality', case='time_to_fid', peer='course_baseline', unit='s', ours=ours, theirs=theirs, ratio=ours/theirs, runs=1, spread=[ours/theirs]*2)]
 
-    def table(self, arms, scores, secs, epochs, per):
+    def table(self, epochs, seeds):
+        "Print the scores that there are of each arm, and give them"
+        names = {a: [self.score_name(a, s, n) for s in seeds] for a,n in epochs.items()}
+        scores = {a: found for a,v in names.items() if (found := [json.loads(self.file(o).read_text()) for o in v if self.file(o).exists()])}
         pm = lambda v, d: f'{statistics.mean(v):.{d}f} ± {statistics.stdev(v):.{d}f}' if len(v)>1 else f'{v[0]:.{d}f}'
         print(f'\n{"loss":14} {"ms/step":>8} {"epochs":>6} {"min":>6}   {"FID judge":15} {"KID judge x1000":16} {"FID classifier":15} {"std of latents":28} contrast')
-        for a in arms:
-            if a not in scores: continue
+        for a in scores:
             j, c = zip(*scores[a])
             std = np.mean([s['latents']['std'] for s in j], 0)
-            print(f'{a:14} {secs[a]*1e3:8.1f} {epochs[a]:6} {epochs[a]*per*secs[a]/60:6.1f}   {pm([s["fid"] for s in j], 2):15} {pm([1e3*s["kid"] for s in j], 2):16} '
+            print(f'{a:14} {self.seconds(a)*1e3:8.1f} {epochs[a]:6} {epochs[a]*self.batches()*self.seconds(a)/60:6.1f}   {pm([s["fid"] for s in j], 2):15} {pm([1e3*s["kid"] for s in j], 2):16} '
                   f'{pm([s["fid"] for s in c], 2):15} {" ".join(f"{v:.2f}" for v in std):28} {np.mean([s["pictures"]["contrast"] for s in j]):.3f} (real {j[0]["real_pictures"]["contrast"]:.3f})', flush=True)
         s = next(iter(scores.values()))[0]
         print(f'floor: FID {s[0]["floor_fid"]:.2f} (judge), {s[1]["floor_fid"]:.2f} (classifier); {s[0]["n"]} samples', flush=True)
+        return scores
 
 def run(photos, work='quality-work', minutes=20, seeds=3, arms=('mse','pooled','layers','align'), choose=False, quick=False, case='cifar10_8x8'):
     bench = Bench(photos, work, minutes, choose, quick)

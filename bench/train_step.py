@@ -6,7 +6,8 @@ unet_small, unet_course (samples/s): `diffusion_learner` with its defaults, agai
   eager_fp32                    the same network in the course's loop: float32, AdamW, nothing else
   diffusers_unet2d              diffusers' UNet2DModel of about the same size, as its training script has it: float32, AdamW, EMA
   denoising_diffusion_pytorch   lucidrains' Unet of about the same size, with GaussianDiffusion's own loss; left out where it isn't installed
-perceptual_pooled, perceptual_layers, perceptual_decoder (s): a step of unet_small with the loss, against
+perceptual_pooled, perceptual_layers, perceptual_decoder (s): a step of unet_small with the loss (of the classifier `small`, the targets known
+  from the cache), against
   mse_only                      the same without it
 Latents are 4x8x8, 64 a batch (16 for unet_course), random: a step's time doesn't depend on what they show.
 """
@@ -61,7 +62,7 @@ def diffusers_unet2d(size, bs):
 
 def lucidrains(size, bs):
     try: from denoising_diffusion_pytorch import GaussianDiffusion, Unet
-    except ImportError: return None
+    except ImportError: print('denoising_diffusion_pytorch is not installed, so it is left out: pip install denoising-diffusion-pytorch'); return None
     net = GaussianDiffusion(Unet(dim=dict(unet_small=32, unet_course=112)[size], dim_mults=(1,2,4), channels=4, flash_attn=False), image_size=8, timesteps=1000, auto_normalize=False)
     return Steps(net, lambda net, x0: net(x0), torch.optim.Adam(net.parameters(), 1e-4), bs)
 
@@ -94,9 +95,9 @@ def run(quick=False, cases=()):
                 if (theirs := make()) is None: continue
                 print(f'{peer}: {sum(p.numel() for p in theirs.net.parameters())/1e6:.2f} M parameters, ours {ours.params/1e6:.2f} M')
                 out.append(compare('train_step', name, peer, 'samples/s', lambda: ours(k), lambda: theirs(k), count=k*bs, runs=runs if size=='small' else min(runs, 3)))
-        net = LatentClassifier(n_classes=10, latent_size=8, nfs=(32,64,128,256), n_blocks=(1,1,1))
+        net = LatentClassifier.from_size('small', n_classes=10, latent_size=8)
         decoder = lambda: PerceptualLoss(DecoderFeatures(LatentCodec.from_pretrained('tiny'), store.normalizer), layers=[0,1], norm='target')
-        losses = dict(perceptual_pooled=lambda: PerceptualLoss(net), perceptual_layers=lambda: PerceptualLoss(net, layers=[0,1,2]), perceptual_decoder=decoder)
+        losses = dict(perceptual_pooled=lambda: PerceptualLoss(net), perceptual_layers=lambda: PerceptualLoss(net, layers=[-3,-2,-1]), perceptual_decoder=decoder)
         for name,loss in losses.items():
             if not case(name): continue
             mse, both = learner(store, 'small', 64), learner(store, 'small', 64, perceptual=loss())

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['DecoderFeatures', 'UNetFeatures', 'Alignment']
 
-# %% ../nbs/09a_feature_nets.ipynb #16ac9e8a
+# %% ../nbs/09a_feature_nets.ipynb #9767bf46
 from copy import deepcopy
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
 from .perceptual import cached_features, freeze, sample_weights
 from .schedule import abar, add_noise, sample_t, t_to_timestep
 
-# %% ../nbs/09a_feature_nets.ipynb #bd6aec2f
+# %% ../nbs/09a_feature_nets.ipynb #88be9dcc
 class DecoderFeatures(nn.Module):
     "The maps that an autoencoder's decoder makes on the way to the picture, as a network for `PerceptualLoss`"
     loss_name = 'decoder'
@@ -42,14 +42,14 @@ class DecoderFeatures(nn.Module):
     ) -> list:         # Maps [B,F_i,h_i,w_i] in the order asked for
         "The decoder's maps; raises `ValueError` for one that isn't there"
         n = len(self.steps)
-        if layers is None or isinstance(layers, str) or not len(layers) or any(not 0<=i<n for i in layers):
+        if not isinstance(layers, (list,tuple,range)) or not layers or any(i not in range(n) for i in layers):
             raise ValueError(f'layers={layers!r}: this decoder has maps 0 to {n-1}; give a list of them, such as layers=[0,1].')
         z, maps = z*self.std.to(z.dtype)+self.mean.to(z.dtype), []
         if self.tiny: z = torch.tanh(z/3)*3
         for step in self.steps[:max(layers)+1]: maps.append(z := step(z))
         return [maps[i] for i in layers]
 
-# %% ../nbs/09a_feature_nets.ipynb #30d9bdc6
+# %% ../nbs/09a_feature_nets.ipynb #2a322efe
 class _Stop(Exception): pass
 
 def _block(model, name):
@@ -63,7 +63,7 @@ class UNetFeatures(nn.Module):
         model,                # A trained U-Net (xt, timestep) -> answer, such as `learn.ema_model`; it is copied
         schedule:str=None,    # Its noise schedule; a `LatentUNet` knows
         block:str='mid_block',# The module whose output counts
-        generator=None        # torch.Generator on the CPU for times and noise; torch's own if not given
+        generator=None        # torch.Generator on the CPU for times and noise where `draw` is given none; torch's own if not given
     ):
         super().__init__()
         _block(model, block)
@@ -73,11 +73,12 @@ class UNetFeatures(nn.Module):
         freeze(self)
 
     def draw(self,
-        both:Tensor  # Latents [2B,C,h,w]
-    ) -> tuple:      # Times [2B] and noise of their shape; the same for both halves
+        both:Tensor,   # Latents [2B,C,h,w]
+        generator=None # torch.Generator on the CPU, such as a training gives for each step; the module's own if not given
+    ) -> tuple:        # Times [2B] and noise of their shape; the same for both halves
         "New times and noise"
-        n = len(both)//2
-        t, eps = sample_t(n, generator=self.generator, device='cpu'), torch.randn(both[:n].shape, generator=self.generator)
+        n, generator = len(both)//2, self.generator if generator is None else generator
+        t, eps = sample_t(n, generator=generator, device='cpu'), torch.randn(both[:n].shape, generator=generator)
         return tuple(torch.cat([o,o]).to(both.device, o.dtype if o.ndim==1 else both.dtype) for o in (t, eps))
 
     def features(self,
@@ -86,7 +87,7 @@ class UNetFeatures(nn.Module):
         draw=None     # Times and noise, from `draw`
     ) -> list:        # That map
         "What the middle block makes of `z` with noise. The rest of the network isn't computed"
-        if layers is None or list(layers)!=[0]: raise ValueError(f'layers={layers!r}: UNetFeatures has one map; give layers=[0].')
+        if not isinstance(layers, (list,tuple)) or list(layers)!=[0]: raise ValueError(f'layers={layers!r}: UNetFeatures has one map; give layers=[0].')
         (t, eps), out = draw or [o[:len(z)] for o in self.draw(torch.cat([z,z]))], []
         def keep(module, args, output): out.append(output); raise _Stop
         handle = _block(self.model, self.block).register_forward_hook(keep)
@@ -95,7 +96,7 @@ class UNetFeatures(nn.Module):
         finally: handle.remove()
         return out
 
-# %% ../nbs/09a_feature_nets.ipynb #bc598ea4
+# %% ../nbs/09a_feature_nets.ipynb #c9bb7f57
 class Alignment:
     "Cosine distance of a network's features of the clean latents from what a projection makes of a U-Net's middle. REPA, Yu and others 2025"
     name = 'alignment'
@@ -151,7 +152,8 @@ class Alignment:
         x0_pred:Tensor,  # Not used: the middle of the last watched pass is
         x0:Tensor,       # The clean latents [B,C,h,w]
         snr:Tensor,      # Signal-to-noise ratio of each sample [B], or one for all
-        targets=None     # A function from sample numbers [n] to a list with their map, where it is known
+        targets=None,    # A function from sample numbers [n] to a list with their map, where it is known
+        generator=None   # Not used: nothing is drawn
     ) -> Tensor:         # Scalar, from 0 to 2*weight
         "`weight` times 1 less the mean cosine over positions, summed over the samples that count and divided by B"
         if self.middle is None: raise ValueError('Alignment has seen no pass of the U-Net: call prepare(model, z) once and watch(model) before the pass.')

@@ -5,21 +5,21 @@
 # %% auto #0
 __all__ = ['freeze', 'perceptual_loss', 'feature_std', 'latent_ensemble', 'PerceptualLoss', 'cached_features']
 
-# %% ../nbs/09_perceptual.ipynb #2ddbbb84
-import hashlib, json, warnings
+# %% ../nbs/09_perceptual.ipynb #f8eaeb36
+import hashlib, inspect, json, warnings
 from math import prod
 import numpy as np, torch, torch.nn.functional as F
 from torch import nn, Tensor
 from .store import replacing
 
-# %% ../nbs/09_perceptual.ipynb #5c1c8708
+# %% ../nbs/09_perceptual.ipynb #79ed69bd
 def freeze(
     net:nn.Module  # Any network
 ) -> nn.Module:    # The same network
     "Evaluation mode and no gradients for the parameters, in place"
     return net.eval().requires_grad_(False)
 
-# %% ../nbs/09_perceptual.ipynb #9d5f8966
+# %% ../nbs/09_perceptual.ipynb #ce88ed1f
 def _float(x): return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 def _is_pool(layers): return layers is None or layers=='pool'
@@ -29,11 +29,15 @@ def _activations(net, z, layers, *draw):
     f = net.features(z, layers, *draw)
     return list(f) if isinstance(f, (list,tuple)) else [f]
 
-def _both(net, x0_pred, x0, layers, augment=None):
+def _drawn(f, both, generator):
+    "f(both), with the generator if there is one and `f` takes it"
+    return f(both, generator=generator) if generator is not None and 'generator' in inspect.signature(f).parameters else f(both)
+
+def _both(net, x0_pred, x0, layers, augment=None, generator=None):
     "Activations of both, from one pass through the network: that is faster than two where batches are small"
     both = torch.cat([x0_pred, x0.detach().to(x0_pred)])
-    if augment is not None: both = augment(both)
-    draw = (net.draw(both),) if hasattr(net, 'draw') else ()
+    if augment is not None: both = _drawn(augment, both, generator)
+    draw = (_drawn(net.draw, both, generator),) if hasattr(net, 'draw') else ()
     return zip(*(f.chunk(2) for f in _activations(net, both, layers, *draw)))
 
 def _unit(f): return F.normalize(f, dim=1)
@@ -67,26 +71,29 @@ def _check(net, x0_pred, x0, layers, norm):
         raise ValueError("norm='batch' needs at least 2 latents for a standard deviation; give one from feature_std instead.")
 
 def _check_norm(layers, norm):
+    if not _is_pool(layers) and (not isinstance(layers, (list,tuple,range)) or any(isinstance(i, str) for i in layers)):
+        raise ValueError(f"layers={layers!r}: give 'pool', or a list of map numbers such as [0,-1].")
     known = (None,'mse','batch') if _is_pool(layers) else (None,'mse','target')
     if isinstance(norm, Tensor) and _is_pool(layers) or not isinstance(norm, Tensor) and norm in known: return
     raise ValueError(f"norm={norm if isinstance(norm, str) else type(norm).__name__!r} is not for {'pooled activations' if _is_pool(layers) else 'maps'}: "
                      "None, 'mse', 'batch' or standard deviations [F] are for layers='pool'; None, 'mse' or 'target' for a list of layers.")
 
-# %% ../nbs/09_perceptual.ipynb #a70bdd86
+# %% ../nbs/09_perceptual.ipynb #02d71cd0
 def perceptual_loss(
     net:nn.Module,   # A frozen latent classifier, or anything with its `features`
     x0_pred:Tensor,  # Normalised latents [B,C,h,w]; gradients flow here
     x0:Tensor,       # The clean latents that they should be, same shape; no gradient
     layers='pool',   # 'pool': pooled activations. A list of map numbers: maps, averaged
     norm=None,       # For the pool: None, 'batch', or standard deviations [F] from `feature_std`. For maps: None (channel-normalised), 'target', 'mse'
-    augment=None     # A transform of a batch, the same for its first and second half, such as `latent_ensemble`
+    augment=None,    # A transform of a batch, the same for its first and second half, such as `latent_ensemble`
+    generator=None   # torch.Generator on the CPU for what `augment` and the network draw, where they take one; torch's own if not given
 ) -> Tensor:         # Distance of each sample [B], 0 or more
     "Distance of latents in a network's activations; raises `ValueError` for a network that isn't frozen or shapes that differ"
     _check(net, x0_pred, x0, layers, norm)
-    ds, ws = _distances(*_both(net, x0_pred, x0, layers, augment), norm)
+    ds, ws = _distances(*_both(net, x0_pred, x0, layers, augment, generator), norm)
     return sum(w*d for w,d in zip(ws, ds))
 
-# %% ../nbs/09_perceptual.ipynb #e104adb9
+# %% ../nbs/09_perceptual.ipynb #7bdef7bc
 @torch.no_grad()
 def feature_std(
     net:nn.Module,  # A frozen latent classifier
@@ -96,17 +103,17 @@ def feature_std(
     "What to divide pooled activations by, for `norm`"
     return torch.cat([_float(net.features(b)) for b in z.split(bs)]).std(0)
 
-# %% ../nbs/09_perceptual.ipynb #97920726
+# %% ../nbs/09_perceptual.ipynb #af3d1915
 def latent_ensemble(
     both:Tensor,       # Latents [2B,C,h,w]: the first half and the second are transformed alike
     shift:float=.125,  # Moved by up to this share of the size, in each direction
     cutout:float=.25,  # Sides of the rectangle that is cut out, as a share of the size; half of the latents have one. 0 for none
-    generator=None     # torch.Generator on the device of the latents; torch's own if not given
+    generator=None     # torch.Generator on the CPU or the device of the latents; torch's own if not given
 ) -> Tensor:           # [2B,C,h,w]
     "The random transforms of E-LatentLPIPS (Kang and others 2024, section 3.1). Latents that aren't square get half turns only"
     n, c, h, w = both.shape
     n, dev = n//2, both.device
-    def rand(lo, hi): return torch.randint(lo, hi+1, (n,1,1), device=dev, generator=generator)
+    def rand(lo, hi): return torch.randint(lo, hi+1, (n,1,1), device=dev if generator is None else generator.device, generator=generator).to(dev)
     i, j = torch.arange(h, device=dev)[:,None].expand(n,h,w), torch.arange(w, device=dev).expand(n,h,w)
     top, left, ch, cw = rand(0, h-int(cutout*h)), rand(0, w-int(cutout*w)), int(cutout*h)*rand(0, 1), int(cutout*w)
     keep = ~((i>=top) & (i<top+ch) & (j>=left) & (j<left+cw))
@@ -119,7 +126,7 @@ def latent_ensemble(
     at = (i*w+j).clamp(0, h*w-1).flatten(1)[:,None].repeat(2,1,1).expand(-1,c,-1)
     return both.flatten(2).gather(2, at).view_as(both)*keep[:,None].repeat(2,1,1,1)
 
-# %% ../nbs/09_perceptual.ipynb #b8094c22
+# %% ../nbs/09_perceptual.ipynb #9de60f7e
 class PerceptualLoss:
     "Weighted perceptual distance of the samples with enough signal, as one number"
     def __init__(self,
@@ -146,7 +153,8 @@ class PerceptualLoss:
         x0_pred:Tensor,  # What the network's answer implies for x0, [B,C,h,w]
         x0:Tensor,       # The clean latents, same shape
         snr:Tensor,      # Signal-to-noise ratio of each sample [B], or one for all; best on the CPU
-        targets=None     # A function from sample numbers [n] to the activations of their x0, where these are known
+        targets=None,    # A function from sample numbers [n] to the activations of their x0, where these are known
+        generator=None   # torch.Generator on the CPU for what `augment` and the network draw, where they take one; their own if not given
     ) -> Tensor:         # Scalar; exactly 0 if no sample passes
         "`weight` times the distances of samples with `snr > min_snr`, summed and divided by B"
         b, w, keep = len(x0), sample_weights(snr, len(x0), self.min_snr, self.when), None
@@ -161,7 +169,8 @@ class PerceptualLoss:
             w = w.to(x0.device, non_blocking=True)[keep]
             x, y = (x0_pred, x0) if len(keep)==b else (x0_pred[keep], x0[keep])
             _check(self.net, x, y, self.layers, self.norm)
-            pair = _both(self.net, x, y, self.layers, self.augment) if targets is None else (_activations(self.net, x, self.layers), targets(keep))
+            if targets is None: pair = _both(self.net, x, y, self.layers, self.augment, generator)
+            else: pair = _activations(self.net, x, self.layers), targets(keep)
             ds, ws = _distances(*pair, self.norm)
             passed = (w!=0).float()
             self.terms = {k: (d.detach()*passed).sum()/passed.sum().clamp(min=1) for k,d in zip(names, ds)}
@@ -180,14 +189,14 @@ class PerceptualLoss:
         gate = f'min_snr={self.min_snr}' if self.when is None else f'when={getattr(self.when, "__name__", self.when)}'
         return f'PerceptualLoss({type(self.net).__name__}, {self.layers!r}, weight={self.weight}, {gate})'
 
-# %% ../nbs/09_perceptual.ipynb #8eeee2e9
+# %% ../nbs/09_perceptual.ipynb #fbbc6e11
 def sample_weights(snr, b, min_snr, when):
     "What each of `b` samples counts [b]"
     snr = torch.as_tensor(snr).flatten()
     if len(snr) not in (1,b): raise ValueError(f'snr must be one number or one for each of the {b} samples; it has {len(snr)}.')
     return (when(snr) if when else snr>min_snr).float().expand(b)
 
-# %% ../nbs/09_perceptual.ipynb #11b1ee91
+# %% ../nbs/09_perceptual.ipynb #6c5fb52b
 def _cache_name(net, dataset, layers):
     h, store = hashlib.sha256(), dataset.store
     shards = [s['checksum'] for s in store.index['shards'] if s['split']==dataset.split]
@@ -204,19 +213,24 @@ def cached_features(
     limit:float=2e9,  # Bytes that the file may take
     bs:int=256        # Latents at once, when it is made
 ):                    # A function from row numbers [B] to a list of activations [B,...] float32; None where there is too much to keep
-    "Activations of a split's normalised latents, computed once and kept beside the store"
+    "Activations of a split's normalised latents, computed once and kept beside the store. ValueError if they aren't finite, or differ when computed again"
     device, n = next(net.parameters()).device, len(dataset)
     def features(rows): return [_float(f) for f in _activations(net, dataset.store.normalizer.normalize(dataset.__getitems__(rows)[0]).to(device), layers)]
     shapes = [f.shape[1:] for f in features([0,0])]
     sizes = [prod(s) for s in shapes]; size = sum(sizes)
     if 2*n*size > limit: return None
     path, spots = dataset.store.path/'.cache'/_cache_name(net, dataset, layers), np.linspace(0, n-1, 16).astype(int)
-    def flat(rows): return torch.cat([f.flatten(1) for f in features(rows)], 1).clamp(-65504, 65504).half().cpu()
+    def flat(rows):
+        f = torch.cat([f.flatten(1) for f in features(rows)], 1)
+        if not f.isfinite().all(): raise ValueError(f'{type(net).__name__} gives activations that are not finite for latents of {dataset.store.path}: '
+                                                    'look for bad latents with latentfast verify, or train the network again.')
+        return f.clamp(-65504, 65504).half().cpu()
     def opened():
         table = torch.from_numpy(np.load(path, mmap_mode='c'))
         if table.shape!=(n,size) or table.dtype!=torch.float16: raise ValueError
         a, b = table[spots].float(), flat(spots).float()
-        if not (a-b).abs().max() <= .01*b.abs().max(): raise ValueError
+        if not (a-b).abs().max() <= .01*b.abs().max():
+            raise ValueError(f"{type(net).__name__} gives other activations than those in {path}. If it draws at random, use PerceptualLoss(..., cache=0).")
         return table
     try: table = opened()
     except (OSError, ValueError, EOFError):

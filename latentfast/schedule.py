@@ -7,13 +7,13 @@ __all__ = ['N_STEPS', 'SCHEDULES', 'OBJECTIVES', 'SAMPLE_T', 'WEIGHTINGS', 't_to
            'add_noise', 'target', 'karras_scalings', 'to_x0', 'to_eps', 'abar_to_t', 'sample_t', 'loss_weight',
            'diffusers_scheduler']
 
-# %% ../nbs/06_schedule.ipynb #276abda1
+# %% ../nbs/06_schedule.ipynb #77918293
 import inspect, math
 from functools import lru_cache
 import numpy as np, torch
 from torch import Tensor
 
-# %% ../nbs/06_schedule.ipynb #ffcb2386
+# %% ../nbs/06_schedule.ipynb #60731c4a
 N_STEPS = 1000
 
 def t_to_timestep(
@@ -28,7 +28,7 @@ def timestep_to_t(
     "The continuous time t = (k+1)/1001 of a discrete timestep k"
     return (k+1)/(N_STEPS+1)
 
-# %% ../nbs/06_schedule.ipynb #63a4af65
+# %% ../nbs/06_schedule.ipynb #b2fa4e27
 SCHEDULES = 'cosine','linear','scaled_linear','linear_zsnr','scaled_linear_zsnr','flow'
 
 @lru_cache
@@ -57,14 +57,14 @@ def abar(
     a = torch.lerp(table[i], table[i+1], u-i)
     return (a.square() if straight else (2*a).exp()).float()
 
-# %% ../nbs/06_schedule.ipynb #1ed5e243
+# %% ../nbs/06_schedule.ipynb #4d8f1a26
 def snr(
     abar:Tensor  # ᾱ in [0,1]
 ) -> Tensor:  # ᾱ/(1-ᾱ), finite everywhere
     "Signal to noise ratio; at ᾱ=1, where it has no value, 3.4e7"
     return abar/(1-abar).clamp(min=2**-25)
 
-# %% ../nbs/06_schedule.ipynb #22e08062
+# %% ../nbs/06_schedule.ipynb #c3e0366b
 def _roots(abar, x):
     "√ᾱ and √(1-ᾱ), in a shape that multiplies x"
     abar = torch.as_tensor(abar, dtype=torch.float32, device=x.device) if not isinstance(abar, Tensor) else abar.to(x.device)
@@ -83,7 +83,7 @@ def add_noise(
     a, b = _roots(abar, x0)
     return a*x0 + b*eps
 
-# %% ../nbs/06_schedule.ipynb #cd1549fc
+# %% ../nbs/06_schedule.ipynb #6d47928b
 OBJECTIVES = dict(eps='epsilon', v='v_prediction', x0='sample', flow='flow_prediction', karras='epsilon')  # our name -> diffusers' prediction_type
 
 def _coefs(objective, a, b):
@@ -101,7 +101,7 @@ def target(
     p, q = _coefs(objective, *_roots(abar, x0))
     return eps if objective=='eps' else x0 if objective=='x0' else p*x0 + q*eps
 
-# %% ../nbs/06_schedule.ipynb #271a72d6
+# %% ../nbs/06_schedule.ipynb #23a2375c
 def karras_scalings(
     sigma:Tensor,       # Noise level σ = √(1-ᾱ)/√ᾱ, above 0
     sigma_data:float=1. # Standard deviation of the data; the course measured .66 on Fashion-MNIST, normalised latents have 1
@@ -110,7 +110,7 @@ def karras_scalings(
     total = sigma**2+sigma_data**2
     return sigma_data**2/total, sigma*sigma_data/total.sqrt(), 1/total.sqrt()
 
-# %% ../nbs/06_schedule.ipynb #512b682d
+# %% ../nbs/06_schedule.ipynb #3816e703
 def _solve(objective, a, b):
     "p, q and the determinant aq-bp, kept away from 0"
     p, q = _coefs(objective, a, b)
@@ -139,7 +139,7 @@ def to_eps(
     a, b = _roots(abar, xt); p, q, d = _solve(objective, a, b)
     return (a*pred - p*xt)/d
 
-# %% ../nbs/06_schedule.ipynb #3f8d5493
+# %% ../nbs/06_schedule.ipynb #25e8e1fa
 SAMPLE_T = 'stratified','uniform','logit_normal','log_normal'
 
 def abar_to_t(
@@ -171,7 +171,7 @@ def sample_t(
     if method=='log_normal':   u = t_to_timestep(abar_to_t(1/(1+(2*(1.2*normal-1.2)).exp()), schedule)).float()/(N_STEPS-1)
     return timestep_to_t(u.clamp(0, 1)*(N_STEPS-1)).to(device or u.device)
 
-# %% ../nbs/06_schedule.ipynb #085bb59f
+# %% ../nbs/06_schedule.ipynb #aba77792
 WEIGHTINGS = None,'min_snr','p2'
 
 def loss_weight(
@@ -187,20 +187,28 @@ def loss_weight(
     in_x0 = r.clamp(max=5. if gamma is None else gamma) if weighting=='min_snr' else r/(1+r)**(1. if gamma is None else gamma)
     return in_x0 if objective=='x0' else in_x0*(b/_solve(objective, a, b)[2]).square()  # an error of 1 in the answer is b/d in x0
 
-# %% ../nbs/06_schedule.ipynb #054870df
+# %% ../nbs/06_schedule.ipynb #0c58d307
 def diffusers_scheduler(
     schedule:str='cosine', # One of `SCHEDULES`
     objective:str='v',     # One of `OBJECTIVES`
-    cls=None,              # A diffusers scheduler class; DDIMScheduler if not given, FlowMatchEulerDiscreteScheduler or EDMEulerScheduler for flow or karras
+    cls=None,              # A diffusers scheduler class; DDIMScheduler, EDMEulerScheduler or FlowMatchEulerDiscreteScheduler if not given
     **kwargs               # Anything else for `cls`, or instead of what we would say
-):  # An object of `cls`; if it has alphas_cumprod, they are ours
-    "A diffusers scheduler for a model that was trained here. ValueError for an unknown schedule or objective"
+):  # An object of `cls`; if it has alphas_cumprod, they are ours; if it is Karras', its σ are within the schedule's
+    "A diffusers scheduler for a model that was trained here. ValueError for an unknown schedule or objective, or a class that is not for both"
     import diffusers
     if objective not in OBJECTIVES: _coefs(objective, 0, 0)
-    if cls is None: cls = getattr(diffusers, dict(flow='FlowMatchEulerDiscreteScheduler', karras='EDMEulerScheduler').get(objective, 'DDIMScheduler'))
+    straight = (schedule, objective)==('flow','flow')
+    if cls is None: cls = getattr(diffusers, 'EDMEulerScheduler' if objective=='karras' else 'FlowMatchEulerDiscreteScheduler' if straight else 'DDIMScheduler')
+    known = inspect.signature(cls.__init__).parameters
+    edm = 'sigma_data' in known
+    if 'FlowMatch' in cls.__name__ and not straight or objective not in ('v','karras') and edm or objective=='karras' and not edm:
+        raise ValueError(f"{cls.__name__} can't step with the objective {objective!r} on the schedule {schedule!r}: FlowMatch... is for flow on flow, "
+                         'EDM... for v and karras, all others for eps, v and x0.')
     ab = abar(timestep_to_t(torch.arange(N_STEPS, dtype=torch.float64)), schedule).double()
     betas = 1 - ab/torch.cat([torch.ones(1, dtype=ab.dtype), ab[:-1]])
     kw = dict(num_train_timesteps=N_STEPS, trained_betas=betas.tolist(), prediction_type=OBJECTIVES[objective], clip_sample=False,
-              set_alpha_to_one=True, timestep_spacing='trailing', sigma_data=1.)
-    known = inspect.signature(cls.__init__).parameters
+              set_alpha_to_one=True, timestep_spacing='trailing')
+    if edm:
+        lo, hi = ((1-ab[[0,-1]])/ab[[0,-1]].clamp(min=1e-9)).sqrt().tolist()
+        kw.update(sigma_data=1., sigma_min=max(.002, lo), sigma_max=min(80., hi))
     return cls(**{k:v for k,v in kw.items() if k in known}|kwargs)
