@@ -6,7 +6,7 @@
 __all__ = ['SIZES', 'GeneralReLU', 'ResBlock', 'stage_strides', 'LatentClassifier', 'random_crop', 'random_erase',
            'LatentCropErase', 'ClassifierLearner', 'LatentInterpretation', 'classifier_learner']
 
-# %% ../nbs/05_classifier.ipynb #172bb76e
+# %% ../nbs/05_classifier.ipynb #88de34e7
 import warnings
 from collections import OrderedDict
 from functools import partial
@@ -26,7 +26,7 @@ from .callbacks import AutocastLearner, AutoPrecision, EpochSeed, fused_adamw
 from .data import latent_dls
 from .store import LatentStore
 
-# %% ../nbs/05_classifier.ipynb #6494ff3a
+# %% ../nbs/05_classifier.ipynb #a2727002
 class GeneralReLU(nn.Module):
     "Leaky ReLU moved down: `leaky_relu(x, leak) - sub` (course notebook 11, `GeneralRelu`)"
     def __init__(self,
@@ -38,7 +38,7 @@ class GeneralReLU(nn.Module):
     def forward(self, x): return F.leaky_relu(x, self.leak).sub_(self.sub)
     def extra_repr(self): return f'leak={self.leak}, sub={self.sub}'
 
-# %% ../nbs/05_classifier.ipynb #5ab6dc79
+# %% ../nbs/05_classifier.ipynb #23debb9a
 def _norm_act_conv(ni, nf, ks=3, stride=1, act=True, bias=True):
     layers = [nn.BatchNorm2d(ni)] + ([GeneralReLU()] if act else [])
     return nn.Sequential(*layers, nn.Conv2d(ni, nf, ks, stride=stride, padding=ks//2, bias=bias))
@@ -56,7 +56,7 @@ class ResBlock(nn.Module):
         self.pool   = nn.Identity() if stride==1 else nn.AvgPool2d(2, ceil_mode=True)
     def forward(self, x): return self.convs(x) + self.idconv(self.pool(x))
 
-# %% ../nbs/05_classifier.ipynb #466d0f80
+# %% ../nbs/05_classifier.ipynb #322a81e1
 def stage_strides(
     latent_size,    # Height and width of the latents, or one number for both
     n_stages:int,   # How many stages the network has
@@ -69,7 +69,7 @@ def stage_strides(
         size = -(-size//res[-1])
     return tuple(res)
 
-# %% ../nbs/05_classifier.ipynb #eb62d40e
+# %% ../nbs/05_classifier.ipynb #2e6d1c76
 class _Affine(nn.Module):
     "A fixed scale and shift for each channel"
     def __init__(self, channels):
@@ -85,7 +85,7 @@ SIZES = dict(tiny  =dict(nfs=(32,64,128),          n_blocks=(1,1)),
              base  =dict(nfs=(64,128,256,512),     n_blocks=(2,3,3)),
              course=dict(nfs=(32,64,128,512,1024), n_blocks=(1,2,4,3)))
 
-# %% ../nbs/05_classifier.ipynb #671827be
+# %% ../nbs/05_classifier.ipynb #0b4cc101
 class LatentClassifier(ModelMixin, ConfigMixin):
     "Latents to class logits: the ResBlock classifier of course notebook 31"
     __getattr__ = nn.Module.__getattr__  # diffusers' own also looks into the config, where `learn.values` would find a dict's method
@@ -167,14 +167,14 @@ class LatentClassifier(ModelMixin, ConfigMixin):
         if layers is None or layers=='pool': return self.trunk(z)
         steps = [m for k,m in self.trunk.named_children() if k.startswith('stage') or k=='final']
         n, maps = len(steps), {}
-        if isinstance(layers, str) or not len(layers) or any(not -n<=i<n for i in layers):
+        if not isinstance(layers, (list,tuple)) or not len(layers) or any(not isinstance(i, int) or not -n<=i<n for i in layers):
             raise ValueError(f"layers={layers!r}: this network has maps 0 to {n-1} (or -{n} to -1); give a list of them, or 'pool'.")
         want = [i%n for i in layers]
         z = self.trunk.stem(self.trunk.affine(z))
         for i,step in enumerate(steps[:max(want)+1]): z = maps[i] = step(z)
         return [maps[i] for i in want]
 
-# %% ../nbs/05_classifier.ipynb #57b10e94
+# %% ../nbs/05_classifier.ipynb #7b44cbad
 def _stats(store):
     "The mean and standard deviation of each channel of a store, as lists"
     d = store.normalizer.to_dict()
@@ -190,7 +190,7 @@ def set_store(self:LatentClassifier,
                             mean=mean, std=std)
     return self
 
-# %% ../nbs/05_classifier.ipynb #0a67dacf
+# %% ../nbs/05_classifier.ipynb #ed85ef60
 def _check_codec(net, store):
     c, other = net.config, f'the store {store.path} holds latents of {store.codec} ({store.fingerprint}, {store.latent_shape[0]} channels)'
     if c.channels==store.latent_shape[0] and c.fingerprint in (None, store.fingerprint): return
@@ -213,7 +213,7 @@ def check_store(self:LatentClassifier,
         warnings.warn(f'This classifier was trained on pictures of {c.image_size} pixels; the store {store.path} has {store.image_size}.')
     return self
 
-# %% ../nbs/05_classifier.ipynb #7128d311
+# %% ../nbs/05_classifier.ipynb #a243104f
 @patch
 def adapt_to(self:LatentClassifier,
     store # A `LatentStore` of the same autoencoder
@@ -230,7 +230,7 @@ def adapt_to(self:LatentClassifier,
     self.register_to_config(mean=mean, std=std)
     return self
 
-# %% ../nbs/05_classifier.ipynb #d3d43f50
+# %% ../nbs/05_classifier.ipynb #d483c1ce
 def random_crop(
     z:Tensor,             # Latents [B,C,h,w]
     pad:int=2,            # Cells added on each side; 0 does nothing
@@ -246,7 +246,7 @@ def random_crop(
     r,c = oy+torch.arange(h, device=z.device), ox+torch.arange(w, device=z.device)
     return zp[torch.arange(b, device=z.device)[:,None,None], :, r[:,:,None], c[:,None,:]].permute(0,3,1,2)
 
-# %% ../nbs/05_classifier.ipynb #c11dd2fd
+# %% ../nbs/05_classifier.ipynb #d67b0468
 def random_erase(
     z:Tensor,         # Latents [B,C,h,w]
     pct:float=.2,     # Side of a square as a share of the latent's, 0 to 1; at least one cell
@@ -265,7 +265,7 @@ def random_erase(
     noise = torch.randn(z.shape, device=z.device, dtype=z.dtype, generator=generator)*std + mean
     return torch.where(mask[:,None], noise.clamp(z.min(), z.max()), z)
 
-# %% ../nbs/05_classifier.ipynb #1c69feb1
+# %% ../nbs/05_classifier.ipynb #6b41fe38
 class LatentCropErase(Callback):
     "Random crop and random erase of each training batch, on its device"
     run_valid = False
@@ -287,7 +287,11 @@ class LatentCropErase(Callback):
         if self.seed is not None and self.gen is None: self.gen = torch.Generator(self.x.device).manual_seed(self.seed)
         self.learn.xb = (self.augment(self.x),)
 
-# %% ../nbs/05_classifier.ipynb #cb9cf634
+    def state_dict(self): return {} if self.gen is None else dict(gen=self.gen.get_state(), device=str(self.gen.device))
+    def load_state_dict(self, state):
+        if state: self.gen = torch.Generator(state['device']); self.gen.set_state(state['gen'])
+
+# %% ../nbs/05_classifier.ipynb #14210e68
 def _check_labels(store):
     "Raise or warn where the labels of a store can't train a classifier"
     folders = 'Encode a tree with a folder for each class: latentfast encode SRC STORE'
@@ -301,7 +305,7 @@ def _check_labels(store):
     few = [f'{store.classes[i]} ({n})' for i,n in enumerate(counts) if n<2]
     if few: warnings.warn(f'{len(few)} classes in {store.path} have fewer than 2 training pictures, too few to learn: {", ".join(few[:8])}')
 
-# %% ../nbs/05_classifier.ipynb #0e287d9a
+# %% ../nbs/05_classifier.ipynb #5dee4c8a
 class ClassifierLearner(AutocastLearner):
     "A fastai `Learner` that shows decoded pictures"
     def show_results(self,
@@ -316,7 +320,7 @@ class ClassifierLearner(AutocastLearner):
         b = (dl or own.new(shuffle=shuffle, bs=max_n, drop_last=False)).one_batch()
         own.show_results(b, self.get_preds(dl=[b], with_decoded=True)[2], max_n=max_n, **kwargs)
 
-# %% ../nbs/05_classifier.ipynb #987894df
+# %% ../nbs/05_classifier.ipynb #2d46265b
 class LatentInterpretation(ClassificationInterpretation):
     "fastai's `ClassificationInterpretation`, with decoded pictures"
     def __getitem__(self, idxs):
@@ -338,7 +342,7 @@ class LatentInterpretation(ClassificationInterpretation):
         titles = [f'{self.vocab[t]}\n{self.vocab[d]}\n{l:.2f}  {p[t]:.0%}' for t,d,l,p in rows]
         show_images(self.dl.pictures((x,targs), len(x)), ncol=ncol, titles=titles)
 
-# %% ../nbs/05_classifier.ipynb #0b44d8ef
+# %% ../nbs/05_classifier.ipynb #d0f4b169
 def classifier_learner(
     dls,                       # A labelled `LatentStore` or its folder, or DataLoaders with a `store`, as `latent_dls` gives
     model=None,                # A `LatentClassifier` to train on; a new one if not given
@@ -349,7 +353,7 @@ def classifier_learner(
     bs:int=64,                 # Latents in a batch, where `dls` is a store
     lr:float=None,             # Default learning rate, the peak of a cycle; 3e-3 if not given, and the article's 1e-2 for 'course'
     label_smoothing:float=0.,  # Share of the target that is spread over all classes, 0 to 1
-    augment=True,              # `LatentCropErase`: padding 1/16 of the size, at least 1; erasing from 16x16 on. Or a callback, or False
+    augment=True,              # `LatentCropErase`: padding 1/16 of the size, at least 1; erasing from 16x16 on; the article's for 'course'. Or a callback, or False
     seed:int=None,             # One run's seed: new weights, and the order and augmentation of every epoch
     precision='auto',          # 'auto': what the device is fast with, or a dtype (`AutoPrecision`)
     metrics=None,              # Top-1 accuracy, and top-5 with more than 5 classes, if not given
@@ -371,7 +375,8 @@ def classifier_learner(
     if n!=len(store.classes): raise ValueError(f'This classifier has {n} classes, the store {store.path} {len(store.classes)}.')
     if model.config.fingerprint is None: model.set_store(store)
     else: model.check_store(store)
-    if augment is True: augment = LatentCropErase(pad=max(1, min(hw)//16), max_num=4 if min(hw)>=16 else 0)
+    if augment is True and arch=='course': augment = LatentCropErase(pad=2, mode='constant')
+    elif augment is True: augment = LatentCropErase(pad=max(1, min(hw)//16), max_num=4 if min(hw)>=16 else 0)
     if metrics is None: metrics = [accuracy] + ([top_k_accuracy] if len(store.classes)>5 else [])
     added = [AutoPrecision(precision)] + [EpochSeed(seed)]*(seed is not None) + ([augment] if augment else [])
     lr = lr or (1e-2 if arch=='course' else 3e-3)

@@ -108,10 +108,11 @@ def run(script, *args, cwd):
 
 @pytest.mark.slow
 def test_the_bench_keeps_its_rows(store, tmp_path):
-    args = 'bench/classifier.py', store.path, '--case', 'default', 'course', '--budget', 1, '--hold-out', .2
+    cases = 'default course resnet vit ema small_first mixup cutmix muon'.split()  # convnext wants 8x8 latents or more
+    args = 'bench/classifier.py', store.path, '--case', *cases, '--budget', 1, '--hold-out', .2
     run(*args, cwd=tmp_path)
     rows = (tmp_path/'classifier.jsonl').read_text()
-    assert [json.loads(l)['case'] for l in rows.splitlines()]==['default','course']
+    assert [json.loads(l)['case'] for l in rows.splitlines()]==cases
     assert 'default' in run(*args, cwd=tmp_path) and (tmp_path/'classifier.jsonl').read_text()==rows
 
 @pytest.mark.slow
