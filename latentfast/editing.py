@@ -5,19 +5,21 @@
 # %% auto #0
 __all__ = ['latent_mask', 'slerp', 'ddim_invert', 'variations']
 
-# %% ../nbs/10b_editing.ipynb #622559b6
+# %% ../nbs/10b_editing.ipynb #3044ce26
 import numpy as np, torch, torch.nn.functional as F
 from torch import Tensor
-from .sampling import initial_noise, predict, timesteps
+from .sampling import _check_cond, _randn, _rows, _sampling, predict, sample_generators, timesteps
 from .schedule import abar, timestep_to_t, to_eps
 
-# %% ../nbs/10b_editing.ipynb #c5e94ccd
+# %% ../nbs/10b_editing.ipynb #4e0c2b9d
 def latent_mask(
     mask,           # 1, True or white where something new is made: a picture, array [H,W], or tensor [H,W] or [B,1,H,W]; uint8 up to 255
     factor:int=8    # How many times smaller the latents are: the codec's `factor`
 ) -> Tensor:        # [1,1,h,w] or [B,1,h,w] float32 in [0,1]
     "A mask of pixels as one of latents: new wherever any of their pixels is. ValueError for a size that doesn't fit"
     m = mask if isinstance(mask, Tensor) else torch.as_tensor(np.array(mask.convert('L') if hasattr(mask, 'convert') else mask))
+    if m.dtype==torch.uint8 and m.max()==1:
+        raise ValueError('A mask of uint8 goes up to 255, and this one to 1, which is next to nothing new: give it as bool, or times 255.')
     m = m.float()/255 if m.dtype==torch.uint8 else m.float()
     if m.ndim==2: m = m[None,None]
     if m.ndim!=4 or m.shape[1]!=1 or m.shape[2]%factor or m.shape[3]%factor or m.min()<0 or m.max()>1:
@@ -25,7 +27,7 @@ def latent_mask(
                          f'this is {list(m.shape)}, {m.min():.3g} to {m.max():.3g}.')
     return F.max_pool2d(m, factor)
 
-# %% ../nbs/10b_editing.ipynb #584c44c9
+# %% ../nbs/10b_editing.ipynb #c6551f51
 def slerp(
     a:Tensor,  # Noise [B,C,h,w], or of one sample, in any other number of dimensions
     b:Tensor,  # Noise of the same shape
@@ -38,11 +40,10 @@ def slerp(
     dims = tuple(range(1, a.ndim)) if a.ndim==4 else tuple(range(a.ndim))
     length = lambda x: torch.linalg.vector_norm(x, dim=dims, keepdim=True)
     angle = ((a*b).sum(dims, keepdim=True)/(length(a)*length(b)).clamp(min=1e-12)).clamp(-1, 1).acos()
-    if (angle<1e-4).all(): return torch.lerp(a, b, t)
-    return (((1-t)*angle).sin()*a + (t*angle).sin()*b)/angle.sin().clamp(min=1e-6)
+    arc = (((1-t)*angle).sin()*a + (t*angle).sin()*b)/angle.sin().clamp(min=1e-6)
+    return torch.where(angle<1e-4, torch.lerp(a, b, t), arc)
 
-# %% ../nbs/10b_editing.ipynb #e4b3a2ed
-@torch.no_grad()
+# %% ../nbs/10b_editing.ipynb #3dbe0736
 def ddim_invert(
     model,                 # Anything that `predict` can ask
     x0:Tensor,             # Normalised latents [B,C,h,w]
@@ -50,22 +51,26 @@ def ddim_invert(
     refine:int=1,          # Further network calls a step, each bringing it nearer to the inverse of `ddim`'s step
     schedule:str='cosine', # Noise schedule that the model was trained with
     objective:str='v',     # What the model answers
-    spacing:str='trailing' # 'trailing', 'leading' or 'linspace'
+    spacing:str='trailing',# 'trailing', 'leading' or 'linspace'
+    cond=None              # Condition of a model that takes one, as for `sample`: that of the picture
 ) -> Tensor:               # The noise that `ddim` with the same arguments makes x0 of, nearly
-    "DDIM backwards. Song and others, section 5.4; refining: Pan and others. ValueError for what is out of range"
+    "DDIM backwards, in float32. Song and others, section 5.4; refining: Pan and others. ValueError for what is out of range"
+    _check_cond(model, cond, None, 1.)
+    if cond is not None: cond = _rows('cond', cond, range(len(x0)), len(x0), x0.device)
     ks = timesteps(steps, spacing)[::-1]
     ab = abar(timestep_to_t(torch.tensor(ks, dtype=torch.float64)), schedule).to(x0.device)
-    answer = lambda x, i: to_eps(predict(model, x, ks[i]), x, ab[i], objective)
+    answer = lambda x, i: to_eps(predict(model, x, ks[i], cond), x, ab[i], objective)
     x, here = x0, torch.ones((), device=x0.device)
-    for i,there in enumerate(ab):
-        eps = answer(x, max(i-1, 0))  # clean latents are asked about as if they had the first timestep's noise
-        for j in range(refine+1):
-            y = there.sqrt()*(x-(1-here).sqrt()*eps)/here.sqrt() + (1-there).sqrt()*eps
-            if j<refine: eps = answer(y, i)
-        x, here = y, there
+    with _sampling(model, x0.device, torch.float32):
+        for i,there in enumerate(ab):
+            eps = answer(x, max(i-1, 0))  # clean latents are asked about as if they had the first timestep's noise
+            for j in range(refine+1):
+                y = there.sqrt()*(x-(1-here).sqrt()*eps)/here.sqrt() + (1-there).sqrt()*eps
+                if j<refine: eps = answer(y, i)
+            x, here = y, there
     return x
 
-# %% ../nbs/10b_editing.ipynb #be2c59ad
+# %% ../nbs/10b_editing.ipynb #b37c1531
 def variations(
     noise:Tensor,      # Noise of one sample [C,h,w], from `initial_noise` or `ddim_invert`
     n:int,             # How many
@@ -74,4 +79,5 @@ def variations(
 ) -> Tensor:           # Noise [n,C,h,w] for `sample(..., noise=)`
     "Noise near to that of one sample. ValueError for an amount outside [0,1]"
     if not 0<=amount<=1: raise ValueError(f'amount={amount}: it must be between 0 (no variation) and 1 (nothing stays).')
-    return torch.cat([slerp(noise[None], o[None].to(noise), amount) for o in initial_noise(n, noise.shape, seed)])
+    other = _randn(sample_generators(seed, range(n), 1), noise.shape).to(noise)  # not the first noise of samples of this seed
+    return slerp(noise.expand_as(other), other, amount)

@@ -5,37 +5,39 @@
 # %% auto #0
 __all__ = ['ClassifierGuided', 'Autoguided']
 
-# %% ../nbs/10a_guidance.ipynb #1fdb03a8
-import torch
+# %% ../nbs/10a_guidance.ipynb #b8dbb785
+import math, torch
 from torch import nn, Tensor
-from .sampling import guide, predict
-from .schedule import abar, target, timestep_to_t, to_eps, to_x0
+from .sampling import _setting, guide, predict
+from .schedule import OBJECTIVES, SCHEDULES, abar, target, timestep_to_t, to_eps, to_x0
 
-# %% ../nbs/10a_guidance.ipynb #d3c8da8b
+# %% ../nbs/10a_guidance.ipynb #d5164e54
 class ClassifierGuided(nn.Module):
     "A model steered by a classifier of clean latents, called with the class wanted as its condition"
     def __init__(self,
-        model,              # A network that `predict` can ask, trained without conditions
+        model,              # A network that `predict` can ask
         classifier,         # A network from normalised latents [B,C,h,w] to logits [B,n], such as a `LatentClassifier` of the same store
         scale:float=3.,     # 0 for none; 1 samples, in theory, from the class; more goes for its clearest pictures
         schedule:str=None,  # Noise schedule; the model's if not given
         objective:str=None  # What the model answers; the model's if not given
     ):
         super().__init__()
+        if not math.isfinite(scale): raise ValueError(f'scale={scale}: give a number, such as 3; 0 for no guidance.')
         self.model, self.classifier, self.scale, self.config = model, classifier.eval(), scale, getattr(model, 'config', None)
-        self.schedule, self.objective = schedule or self.config.schedule, objective or self.config.objective
+        self.schedule, self.objective = _setting(model, 'schedule', schedule, SCHEDULES), _setting(model, 'objective', objective, OBJECTIVES)
 
     def forward(self,
         x:Tensor,     # Noised latents [B,C,h,w]
         timestep,     # Timesteps 0..999 [B]
-        cond=None     # Classes [B], int64; the model's own answer if not given
+        cond=None     # Classes [B], int64; or (classes, the model's own condition); the model's own answer if not given
     ) -> Tensor:      # The steered answer
         "Dhariwal and Nichol, algorithm 2, with the gradient taken through the guess of x0. ValueError for a class that isn't there"
         if cond is None: return predict(self.model, x, timestep)
+        cond, own = cond if isinstance(cond, tuple) else (cond, None)
         ab = abar(timestep_to_t(timestep.double()), self.schedule)
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            x0 = to_x0(predict(self.model, x, timestep), x, ab, self.objective)
+            x0 = to_x0(predict(self.model, x, timestep, own), x, ab, self.objective)
             logp = self.classifier(x0).log_softmax(1)
             if cond.min()<0 or cond.max()>=logp.shape[1]:
                 bad = cond[(cond<0)|(cond>=logp.shape[1])][0].item()
@@ -45,7 +47,7 @@ class ClassifierGuided(nn.Module):
         x0 = x0 + self.scale*((1-a)/a.sqrt().clamp(min=.1)*grad).to(x0)
         return target(x0, to_eps(x0, x, ab, 'x0'), ab, self.objective)
 
-# %% ../nbs/10a_guidance.ipynb #8ff0063e
+# %% ../nbs/10a_guidance.ipynb #0382680b
 class Autoguided(nn.Module):
     "A model guided away from a weaker version of itself"
     def __init__(self,

@@ -7,8 +7,8 @@ __all__ = ['SPACINGS', 'SOLVERS', 'SAMPLERS', 'timesteps', 'ddim_step', 'predict
            'sigma_to_timestep', 'karras_sigmas', 'euler', 'heun', 'solve', 'guide', 'change_x0', 'threshold_x0',
            'sample_generators', 'initial_noise', 'sampler_and_steps', 'sample']
 
-# %% ../nbs/10_sampling.ipynb #1f342e50
-import inspect
+# %% ../nbs/10_sampling.ipynb #ced69b88
+import inspect, math
 from contextlib import contextmanager
 from functools import lru_cache, wraps
 import numpy as np, torch
@@ -18,7 +18,7 @@ from .autoencoder import fast_dtype
 from .schedule import (N_STEPS, OBJECTIVES, SCHEDULES, abar, add_noise, diffusers_scheduler, t_to_timestep, target, timestep_to_t,
                                  to_eps, to_x0)
 
-# %% ../nbs/10_sampling.ipynb #7f37c713
+# %% ../nbs/10_sampling.ipynb #9ab3fbbd
 SPACINGS = 'trailing','leading','linspace'
 
 def _n_timesteps(steps, t_max):
@@ -43,7 +43,7 @@ def timesteps(
     else:                     k = np.linspace(0, K-1, int(steps)).round()[::-1]
     return k.astype(int).tolist()
 
-# %% ../nbs/10_sampling.ipynb #e6012334
+# %% ../nbs/10_sampling.ipynb #b324d905
 def ddim_step(
     pred:Tensor,          # The network's answer about xt [B,...]
     xt:Tensor,            # Where we are
@@ -65,7 +65,7 @@ def ddim_step(
 def _check_eta(eta):
     if not 0<=eta<=1: raise ValueError(f'eta={eta}: it must be between 0 (no fresh noise) and 1 (as much as DDPM).')
 
-# %% ../nbs/10_sampling.ipynb #4858af8c
+# %% ../nbs/10_sampling.ipynb #be7b62f9
 def predict(
     model,       # Anything that takes (x, timesteps [B]) or (x, timesteps, cond), and gives its answer, or something with it in `.sample`
     x:Tensor,    # Noised latents [B,...]
@@ -81,15 +81,19 @@ def predict(
     if isinstance(pred, tuple): pred = pred[0]
     return getattr(pred, 'sample', pred).to(x.dtype)
 
-# %% ../nbs/10_sampling.ipynb #056a9eaf
+# %% ../nbs/10_sampling.ipynb #2b8042f4
+def _next(callback, i, k, xt, x0):
+    "The xt to go on from after step i: the callback's, if it gives one"
+    new = callback(i, k, xt, x0) if callback else None
+    return new if isinstance(new, Tensor) else xt
+
 def _drain(run, callback=None):
     "Go through the steps of a sampler; gives the last xt"
     i,x = 0,None
     while True:
-        try: k,xt,x0 = run.send(x)
+        try: step = run.send(x)
         except StopIteration: return x
-        new = callback(i, k, xt, x0) if callback else None
-        x,i = new if isinstance(new, Tensor) else xt, i+1
+        x,i = _next(callback, i, *step), i+1
 
 def _sampler(steps):
     "A function from a generator of steps (timestep, xt, guess of x0) that is sent the xt to go on from; the generator stays as `.steps`"
@@ -106,7 +110,7 @@ def _fresh(noise, x):
 
 def _randn(generators, shape): return torch.stack([torch.randn(*shape, generator=g) for g in generators])
 
-# %% ../nbs/10_sampling.ipynb #1c8b10c9
+# %% ../nbs/10_sampling.ipynb #a24e3db3
 @_sampler
 def ddim(
     model,                 # Anything that `predict` can ask
@@ -130,7 +134,7 @@ def ddim(
         x,x0 = ddim_step(predict(model, x, k), x, ab[i], ab[i+1], eta, objective, _fresh(noise, x) if eta else None)
         x = yield k, x, x0
 
-# %% ../nbs/10_sampling.ipynb #f2593798
+# %% ../nbs/10_sampling.ipynb #45923a1c
 def timestep_to_sigma(
     k,                     # Timesteps 0..999, whole or not: a number or an array
     schedule:str='cosine'  # The noise schedule
@@ -154,7 +158,7 @@ def sigma_to_timestep(
     ks,table = _sigma_table(schedule)
     return np.interp(np.log1p(np.float64(sigma)**2), table, ks)
 
-# %% ../nbs/10_sampling.ipynb #06156d72
+# %% ../nbs/10_sampling.ipynb #04d27676
 def karras_sigmas(
     steps:int=18,            # How many, 1..1000
     schedule:str='cosine',   # The noise schedule
@@ -170,7 +174,7 @@ def karras_sigmas(
     hi,lo = (o**(1/rho) for o in (min(sigma_max, timestep_to_sigma(K-1, schedule)), max(sigma_min, timestep_to_sigma(0, schedule))))
     return [*((hi+np.linspace(0, 1, int(steps))*(lo-hi))**rho).tolist(), 0.]
 
-# %% ../nbs/10_sampling.ipynb #9ba7cfb9
+# %% ../nbs/10_sampling.ipynb #de4c970b
 def _denoised(model, x, sigma, schedule, objective):
     "The guess of x0 behind x = x0 + σ·eps"
     ab = torch.tensor(1/(1+sigma**2), dtype=torch.float64)
@@ -209,7 +213,7 @@ def euler(
         return x + up*_fresh(noise, x) if up else x
     yield from _down(model, x, init, karras_sigmas(steps, schedule, spacing, t_max), schedule, objective, step)
 
-# %% ../nbs/10_sampling.ipynb #f2dc9e0e
+# %% ../nbs/10_sampling.ipynb #19a1e216
 @_sampler
 def heun(
     model,                 # Anything that `predict` can ask
@@ -229,7 +233,7 @@ def heun(
         return x + (b-a)*(slope + (y-guess(y, b))/b)/2 if b else y
     yield from _down(model, x, init, karras_sigmas(steps, schedule, spacing, t_max), schedule, objective, step)
 
-# %% ../nbs/10_sampling.ipynb #ccf9f925
+# %% ../nbs/10_sampling.ipynb #899e832b
 SOLVERS = {'dpm++':'DPMSolverMultistepScheduler', 'dpm++sde':'DPMSolverMultistepScheduler', 'unipc':'UniPCMultistepScheduler',
            'deis':'DEISMultistepScheduler', 'lcm':'LCMScheduler'}  # our name -> diffusers' class
 
@@ -278,21 +282,22 @@ def solve(
         x0 = to_x0(predict(model, x, k), x, ab[k], objective)
         x = yield k, sch.step(x0, k, x, **kw).prev_sample, x0
 
-# %% ../nbs/10_sampling.ipynb #09bef465
+# %% ../nbs/10_sampling.ipynb #c747eb82
 def guide(
     weak:Tensor,       # The answer to move away from [B,...], such as the one without a condition
     strong:Tensor,     # The answer to move towards and beyond, of the same shape
     scale:float,       # 1 is `strong` itself, more goes beyond it
     rescale:float=0.   # In [0,1]: how far the standard deviation of each sample's answer is brought back to that of `strong`
 ) -> Tensor:           # The guided answer
-    "weak + scale·(strong-weak). Ho and Salimans, eq. 6; rescaling: Lin and others, section 3.4. ValueError for a rescale outside [0,1]"
+    "weak + scale·(strong-weak). Ho and Salimans, eq. 6; rescaling: Lin and others, section 3.4. ValueError for what is out of range"
+    if not math.isfinite(scale): raise ValueError(f'guidance_scale={scale}: give a number, such as 3; 1 for no guidance.')
     if not 0<=rescale<=1: raise ValueError(f'guidance_rescale={rescale}: it must be between 0 (off) and 1 (all contrast taken back).')
     pred = weak + scale*(strong-weak)
     if not rescale: return pred
     dims = tuple(range(1, pred.ndim))
     return pred*(rescale*strong.std(dims, keepdim=True)/pred.std(dims, keepdim=True)+1-rescale)
 
-# %% ../nbs/10_sampling.ipynb #c5d890b7
+# %% ../nbs/10_sampling.ipynb #bfb791ff
 def _takes_cond(model):
     "Whether the model has a place for a condition, and whether it wants one"
     if not getattr(model, 'takes', True): return False, False  # a LatentUNet that was trained without
@@ -309,6 +314,18 @@ def _check_cond(model, cond, uncond, scale):
     if cond is None and wants: raise ValueError('This model wants a condition: give cond=, one for all samples or one for each.')
     if scale!=1 and (cond is None or uncond is None):
         raise ValueError(f'guidance_scale={scale} wants cond= and uncond=, the condition and what stands for none.')
+    if scale!=1 and _form(cond)!=_form(uncond):
+        raise ValueError(f'cond= and uncond= have to have the same parts: these are {_form(cond)} and {_form(uncond)}.')
+    n = model.config.n_classes if 'label' in (getattr(model, 'takes', None) or ()) else 0
+    for c in (cond, uncond) if n else ():
+        label = torch.as_tensor(c.get('label', -1) if isinstance(c, dict) else -1 if c is None else c)
+        if (bad := label[(label<-1)|(label>=n)]).numel():
+            raise ValueError(f'There is no class {bad[0].item()}: this model has classes 0 to {n-1}, and -1 for none.')
+
+def _form(c):
+    "The parts of a condition, without what is in them"
+    if isinstance(c, dict): return {k: _form(v) for k,v in c.items()}
+    return tuple(_form(v) for v in c) if isinstance(c, tuple) else '...'
 
 def _rows(what, c, idxs, n, device):
     "Rows `idxs` of what was given once for all `n` samples, or for each"
@@ -331,7 +348,7 @@ def _conditioned(model, cond, uncond, scale, rescale):
     both = _cat(uncond, cond)
     return lambda x, k: guide(*predict(model, torch.cat([x,x]), torch.cat([k,k]), both).chunk(2), scale, rescale)
 
-# %% ../nbs/10_sampling.ipynb #540f78ec
+# %% ../nbs/10_sampling.ipynb #c96530ae
 def change_x0(
     model,              # Anything that `predict` can ask
     change,             # Function from the guess of x0 [B,...] to a better one
@@ -357,14 +374,16 @@ def threshold_x0(
     s = x0.flatten(1).abs().float().quantile(pct, 1).clamp(min=limit).view(-1, *[1]*(x0.ndim-1)).to(x0)
     return x0.clamp(-s, s)*(limit/s)
 
-# %% ../nbs/10_sampling.ipynb #4aecec3b
+# %% ../nbs/10_sampling.ipynb #658b55e8
 def sample_generators(
     seed:int, # Seed, 0 or more
-    idxs      # Numbers of the samples, 0 or more
+    idxs,     # Numbers of the samples, 0 or more
+    stream:int=0 # 0 for what a sampler draws; another for numbers that have nothing to do with it
 ) -> list:  # One torch.Generator (CPU) a sample
     "A generator for each sample, seeded with (seed, number). ValueError for a seed below 0"
     if seed!=int(seed) or seed<0: raise ValueError(f'seed={seed}: give a whole number, 0 or more.')
-    return [torch.Generator().manual_seed(int(np.random.SeedSequence([int(seed), i]).generate_state(1, np.uint64)[0]>>1)) for i in idxs]
+    words = lambda i: np.random.SeedSequence([int(seed), i, stream]).generate_state(1, np.uint64)
+    return [torch.Generator().manual_seed(int(words(i)[0]>>1)) for i in idxs]
 
 def initial_noise(
     n:int,        # How many
@@ -375,7 +394,7 @@ def initial_noise(
     "The noise that samples start..start+n-1 of `seed` begin with. ValueError for a seed below 0"
     return _randn(sample_generators(seed, range(start, start+n)), shape)
 
-# %% ../nbs/10_sampling.ipynb #c85eb03a
+# %% ../nbs/10_sampling.ipynb #93385d5d
 SAMPLERS = 'ddim','ddpm','euler','euler_a','heun',*SOLVERS
 
 def sampler_and_steps(
@@ -388,7 +407,7 @@ def sampler_and_steps(
     if sampler not in SAMPLERS: raise ValueError(f"There is no sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}.")
     return sampler, (15 if sampler in SOLVERS else 50) if steps is None else steps
 
-# %% ../nbs/10_sampling.ipynb #ec08a2e6
+# %% ../nbs/10_sampling.ipynb #73d78ba1
 @contextmanager
 def _sampling(model, device, dtype):
     "No gradients, the model in eval mode and autocast to `dtype`; afterwards all as it was"
@@ -430,18 +449,19 @@ def _steps(sampler):
     f = (ddim if sampler in ('ddim','ddpm') else euler).steps
     return (lambda *a, eta, **kw: f(*a, eta=1., **kw)) if sampler in ('ddpm','euler_a') else f
 
-def _in_step(runs, n_steps, within, bar):
+def _in_step(runs, n_steps, within, bar, callback):
     "The guesses of x0 of several runs side by side, one step at a time; at the last step the samples"
     xs = [None]*len(runs)
     with bar:
         for i in range(n_steps):
             with within():
-                ks,xs,x0s = zip(*[r.send(x) for r,x in zip(runs, xs)])
-                out = torch.cat(xs if i==n_steps-1 else x0s)
+                steps = [r.send(x) for r,x in zip(runs, xs)]
+                xs = [_next(callback, i, *o) for o in steps]
+                out = torch.cat(xs if i==n_steps-1 else [x0 for _,_,x0 in steps])
             bar.update()
             yield out
 
-# %% ../nbs/10_sampling.ipynb #9511ae1c
+# %% ../nbs/10_sampling.ipynb #28dad468
 def sample(
     model,               # A LatentUNet; or anything that `predict` can ask, with shape, schedule and objective
     n:int,               # How many samples
@@ -468,22 +488,25 @@ def sample(
     precision='auto',    # Number format: 'auto' picks the device's fastest that is safe; None for float32
     callback=None,       # Called after each step of each batch with (step 0.., timestep, xt, guess of x0)
     yield_steps:bool=False, # Give, step by step, the guess of x0 [n,C,h,w], at the last step the samples
+    start:int=0,         # Number of the first sample: `n=1, start=7` is sample 7 of the seed; conditions and the like are those of these `n`
 ):  # Normalised latents [n,C,h,w], on the model's device; a generator of such if `yield_steps`
     "Samples of a diffusion model. ValueError for what is out of range or unknown"
     sampler,steps = sampler_and_steps(sampler, steps, eta)
     for k,v in dict(n=n, batch_size=batch_size).items():
         if v!=int(v) or v<1: raise ValueError(f'{k}={v}: give a whole number, 1 or more.')
+    if start!=int(start) or start<0: raise ValueError(f'start={start}: give a whole number, 0 or more.')
     _check_eta(eta)
     if eta and sampler not in ('ddim','euler'): raise ValueError(f"eta={eta} is for the samplers 'ddim' and 'euler', not for {sampler!r}.")
-    guide(torch.zeros(1,1), torch.zeros(1,1), 1., guidance_rescale)
+    guide(*torch.zeros(2,1,2), guidance_scale, guidance_rescale)
     _check_cond(model, cond, uncond, guidance_scale)
     shape = _sample_shape(model, shape)
     schedule,objective = _setting(model, 'schedule', schedule, SCHEDULES),_setting(model, 'objective', objective, OBJECTIVES)
     if not 0<strength<=1: raise ValueError(f'strength={strength}: it must be above 0 (nothing changes) and at most 1 (all is new).')
     if init is None and (mask is not None or strength!=1): raise ValueError('mask and strength want init=, the latents to start from.')
     if init is not None:
-        init,t_max = _like('init', init, shape, 'normalised latents'),min(strength, t_max or 1.)
-        steps = min(steps, max(int(t_to_timestep(t_max)+1+1e-6), 1))
+        _n_timesteps(steps, None); _n_timesteps(1, t_max)
+        init,t_max = _like('init', init, shape, 'normalised latents'),min(strength, 1. if t_max is None else t_max)
+        steps = min(steps, _n_timesteps(1, t_max))
     if mask is not None:
         mask = _like('mask', mask[None] if mask.ndim==len(shape)-1 else mask, shape, 'a mask [h,w], or masks').float()
         if mask.min()<0 or mask.max()>1:
@@ -504,7 +527,7 @@ def sample(
     if p is None or p.dtype!=torch.float32: dtype = torch.float32  # a model in half precision needs no autocast
 
     def run(idxs):
-        gens = sample_generators(seed, idxs)
+        gens = sample_generators(seed, [int(start)+i for i in idxs])
         x = _randn(gens, shape).to(device)
         rows = lambda name, o: None if o is None else _rows(name, o, idxs, n, device)
         if noise is not None: x = rows('noise', noise).to(x)
@@ -517,6 +540,6 @@ def sample(
     def batches(): return [range(i, min(i+batch_size, n)) for i in range(0, n, batch_size)]
     bar = tqdm(total=steps*(1 if yield_steps else len(batches())), desc=sampler, disable=not progress, leave=False)
     within = lambda: _sampling(model, device, dtype)
-    if yield_steps: return _in_step([run(b) for b in batches()], steps, within, bar)
+    if yield_steps: return _in_step([run(b) for b in batches()], steps, within, bar, callback)
     def after(*o): bar.update(); return callback(*o) if callback else None
     with bar, within(): return torch.cat([_drain(run(b), after) for b in batches()])
