@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['model_card', 'LatentDiffusionPipeline']
 
-# %% ../nbs/12_pipeline.ipynb #4d1e043d
-import json, tempfile
+# %% ../nbs/12_pipeline.ipynb #4abda482
+import json, tempfile, warnings
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, torch
@@ -14,17 +14,18 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils import logging
 from fastcore.basics import patch
 from PIL import Image, ImageOps
-from .autoencoder import LatentCodec, grid_image, to_tensor, to_uint8
+from .autoencoder import LatentCodec, _fingerprint, grid_image, to_tensor, to_uint8
 from .conditioning import PictureCondition, TextCondition, class_numbers, describe, known_encoder
 from .decoding import decode_tiled, fit_preview, preview
-from .editing import latent_mask
-from .guidance import ClassifierGuided
-from .sampling import sample, sampler_and_steps
+from .editing import ddim_invert, latent_mask
+from .guidance import Autoguided, ClassifierGuided
+from .sampling import _n_timesteps, guide, predict, sample, sampler_and_steps
 from .schedule import OBJECTIVES, diffusers_scheduler
+from .sources import _rgb
 from .store import LatentNormalizer
 from .training import DiffusionLearner
 
-# %% ../nbs/12_pipeline.ipynb #d59dfbe1
+# %% ../nbs/12_pipeline.ipynb #4f7b99cc
 def model_card(
     pipe,               # A `LatentDiffusionPipeline`
     samples:bool=False  # Whether there is a samples.png beside it
@@ -49,19 +50,20 @@ def model_card(
              f"pictures = pipe(4, seed=0{_asks(pipe)}).images\n```\n",
              f"`vae` and `scheduler`{'' if own else ', and `unet` too,'} are diffusers' own classes and open with their "
              '`from_pretrained(..., subfolder=...)`. The U-Net works on latents with mean 0 and variance 1 a channel; `latents_mean` and '
-             '`latents_std` in `model_index.json` turn them into those of the autoencoder.\n',
+             '`latents_std` in `model_index.json` turn them into those of the autoencoder. (`diffusers.DiffusionPipeline.from_pretrained` '
+             'opens diffusers\' own pipelines only.)\n',
              '| | |\n|---|---|', *[f'| {k} | {v} |' for k,v in facts.items()], '']
     if pipe.classes: lines.append(f'Classes of the training pictures: {", ".join(pipe.classes)}.\n')
     return '\n'.join(lines)
 
-# %% ../nbs/12_pipeline.ipynb #f3fe589e
+# %% ../nbs/12_pipeline.ipynb #7db7bc96
 def _asks(pipe):
     "How a conditional model is asked, in the card's example"
     takes = getattr(pipe.unet, 'takes', set())
     asks = [f'label={pipe.classes[0]!r}' if pipe.classes else 'label=0']*('label' in takes)+["prompt='...'"]*('text' in takes)+['cond_image=picture']*('picture' in takes)
     return ''.join(f', {o}' for o in asks+['guidance_scale=3']*bool(asks))
 
-# %% ../nbs/12_pipeline.ipynb #1f8915ec
+# %% ../nbs/12_pipeline.ipynb #67960d98
 _WHERE = 'give the folder that export_pipeline or `latentfast train` wrote.'
 
 def _first_line(e): return (str(e).strip() or type(e).__name__).splitlines()[0][:300]
@@ -90,7 +92,13 @@ def _check_weights(unet, folder):
         raise ValueError(f'{folder} holds the weights of another network: {len(want-keys)} that {type(unet).__name__} needs are missing '
                          f'and {len(keys-want)} are not its own. Export the model again.')
 
-# %% ../nbs/12_pipeline.ipynb #3f882ff7
+class _BothTold(Autoguided):
+    "Two networks, each of which is told in its own way: their text encoders differ"
+    def forward(self, x, timestep, cond=(None,None)):
+        strong,weak = (predict(net, x, timestep, c) for net,c in zip((self.model, self.weak), cond))
+        return guide(weak, strong, self.scale, self.rescale)
+
+# %% ../nbs/12_pipeline.ipynb #e8b1540e
 class LatentDiffusionPipeline(DiffusionPipeline):
     "U-Net, autoencoder, schedule and normaliser of a latent diffusion model, as a diffusers pipeline"
     def __init__(self,
@@ -156,14 +164,14 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         return decode_tiled(self.codec, z, None if tile is True else tile) if tile else self.codec.decode(z)
 
     def encode(self,
-        pictures,        # A PIL picture or a list of them, cut and resized to fit; or a tensor [B,3,H,W] in [-1,1]
+        pictures,        # A PIL picture or a list of them, read as for training, cut and resized to fit; or a tensor [B,3,H,W] in [-1,1]
         size:int=None    # Height and width in pixels; the training pictures' if not given
     ):                   # Normalised latents [B,C,h,w], and the pictures as a tensor
         "Pictures to normalised latents"
         _,h,w = self._latent_shape(size)
         if not isinstance(pictures, torch.Tensor):
             pictures, to = pictures if isinstance(pictures, (list,tuple)) else [pictures], (w*self.codec.factor, h*self.codec.factor)
-            pictures = to_tensor([ImageOps.fit(p.convert('RGB'), to, Image.Resampling.LANCZOS) for p in pictures])
+            pictures = to_tensor([ImageOps.fit(_rgb(ImageOps.exif_transpose(p)), to, Image.Resampling.LANCZOS) for p in pictures])
         return self.normalizer.normalize(self.codec.encode(pictures)), pictures
 
     def preview(self,
@@ -195,14 +203,15 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         prompt=None,            # See `__call__`
         negative_prompt=None,   # See `__call__`
         cond_image=None,        # See `__call__`
-        guidance_scale:float=1. # See `__call__`
+        guidance_scale:float=1.,# See `__call__`
+        unet=None               # Another network that is told; the pipeline's own if not given
     ) -> dict:                  # cond and uncond, for `sample_latents`; empty if nothing is asked for
         "What is asked for, as tensors. ValueError for what the model can't be told"
         if label is prompt is negative_prompt is cond_image is None: return {}
         if cond_image is not None and not isinstance(cond_image, torch.Tensor):
-            if not (about := self.config.cond_picture): raise ValueError(f'cond_image was given, and this model was trained without such pictures.')
+            if not (about := self.config.cond_picture): raise ValueError('cond_image was given, and this model was trained without such pictures.')
             cond_image = LatentNormalizer(about['mean'], about['std']).normalize(self.normalizer.denormalize(self.encode(cond_image, about['size'])[0]))
-        cond,uncond = describe(self.unet, n, label, prompt, negative_prompt, cond_image, self.classes,
+        cond,uncond = describe(self.unet if unet is None else unet, n, label, prompt, negative_prompt, cond_image, self.classes,
                                (lambda: self.text_encoder) if self.config.prompt_encoder else None, guidance_scale)
         return dict(cond=cond, uncond=uncond)
 
@@ -213,9 +222,34 @@ class LatentDiffusionPipeline(DiffusionPipeline):
                 latent_shape=self._latent_shape(), normalizer=self.normalizer, image_size=classifier.config.image_size))
         return ClassifierGuided(self.unet, classifier.to(self.device), scale, self.config.schedule, self.objective)
 
+    def _autoguided(self, weak, scale, rescale):
+        "The U-Net guided away from a weaker one, checked to be of the same latents"
+        if isinstance(weak, (str,Path)): weak = LatentDiffusionPipeline.from_pretrained(weak)
+        if isinstance(weak, LatentDiffusionPipeline):
+            for k in 'codec_fingerprint','latents_mean','latents_std','schedule','objective','classes':
+                a,b = (o.objective if k=='objective' else o.config[k] for o in (self, weak))
+                if a!=b: raise ValueError(f'weak: its {k} is {str(b)[:60]}, and not {str(a)[:60]}. Give an earlier or smaller model of the same training.')
+            weak = weak.unet
+        if scale==1: warnings.warn('A weaker model has no say at guidance_scale=1: give more, such as 1.5.')
+        return _BothTold(self.unet, weak.to(self.device), scale, rescale)
+
+    def invert(self,
+        pictures,       # Pictures, as for `encode`
+        steps:int=50,   # Steps, 1..1000
+        refine:int=3,   # Further network calls a step, see `ddim_invert`
+        size:int=None,  # Height and width in pixels; the training pictures' if not given
+        label=None,     # What a conditional model is told, see `__call__`
+        prompt=None,    # See `__call__`
+        cond_image=None # See `__call__`
+    ):                  # Noise [B,C,h,w]: `latents=` for a call with sampler='ddim', as many steps, precision=None and the same label or prompt
+        "The noise that leads back to some pictures, to be turned and mixed by `variations` and `slerp`. ValueError for what is out of range"
+        z = self.encode(pictures, size)[0].to(self.device)
+        cond = self.conditions(len(z), label, prompt, cond_image=cond_image).get('cond')
+        return ddim_invert(self.unet, z, steps, refine, self.config.schedule, self.objective, cond=cond)
+
     @torch.no_grad()
     def __call__(self,
-        batch_size:int=None,         # How many pictures; one for each prompt or class if not given
+        batch_size:int=None,         # How many pictures, one for each prompt, class or picture if not given; or, as diffusers has it, the prompt
         num_inference_steps:int=None,# Steps; as many as suit the sampler if not given
         seed:int=None,               # The same seed gives the same pictures; None for new ones each time
         eta:float=0.,                # 0: DDIM; 1: as random as DDPM
@@ -225,13 +259,15 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         return_dict:bool=True,       # `ImagePipelineOutput`, or a tuple
         label=None,                  # Class wanted, by name or number: one for all or a list of one a picture
         classifier=None,             # A latent classifier that steers to `label`, for models that were trained without classes
-        guidance_scale:float=1.,     # How strongly: of the classifier, 3 is a good start; else classifier-free, 1 for none
+        weak=None,                   # A weaker model to go away from (autoguidance): its folder or hub id, pipeline or U-Net
+        guidance_scale:float=1.,     # How strongly: of the classifier, 3 is a good start; away from `weak`, 1.5; else classifier-free, 1 for none
         prompt=None,                 # Text wanted: one for all or a list of one a picture
         negative_prompt=None,        # Text that guidance moves away from, instead of from nothing
         cond_image=None,             # For a model that was trained with a second store: a picture that tells it what to make, or a list of one a sample; or maps [n,C,h,w]
         image=None,                  # A picture to start from, or a list of one a sample
         strength:float=1.,           # With `image`: how much of it is made new, in (0,1]; .6 is a good start
         mask_image=None,             # With `image`: white where something new is made; black is kept, pixel for pixel
+        latents=None,                # The first noise [n,C,h,w], such as `invert` gives, instead of the seed's
         generator=None,              # A torch.Generator that the seed is drawn from, instead of `seed`
         callback_on_step_end=None,   # Called after each step with (pipeline, step, timestep, dict of tensors); may return dict(latents=new ones)
         callback_on_step_end_tensor_inputs=('latents',), # What is in that dict: 'latents', and 'x0', the guess of where they lead
@@ -245,23 +281,40 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         inputs = tuple(callback_on_step_end_tensor_inputs)
         if not {*inputs}<={'latents','x0'}:
             raise ValueError(f"callback_on_step_end_tensor_inputs: there are 'latents' and 'x0'; {inputs} were given.")
+        if isinstance(batch_size, (str,list,tuple)):
+            if prompt is not None: raise ValueError(f'Two prompts were given, {batch_size!r} and {prompt!r}: give one of them.')
+            batch_size,prompt = None,batch_size
+        if isinstance(generator, (list,tuple)):
+            raise ValueError('generator: give one, or a seed. Each picture of a batch has a stream of its own by its number, so a list is not needed.')
         if generator is not None: seed = torch.randint(2**31, (), generator=generator, device=generator.device).item()
         sampler, num_inference_steps = sampler_and_steps(sampler, num_inference_steps, eta)
         f, h, w = self.codec.factor, *self._latent_shape(size)[1:]
-        if batch_size is None: batch_size = max(len(o) if isinstance(o, (list,tuple)) else 1 for o in (label, prompt))
-        if classifier is None:
-            kwargs |= dict(guidance_scale=guidance_scale, **self.conditions(batch_size, label, prompt, negative_prompt, cond_image, guidance_scale))
-        elif label is None: raise ValueError('classifier wants label=, the class to steer to.')
-        else:
+        if batch_size is None:
+            many = lambda o: isinstance(o, (list,tuple)) or getattr(o, 'ndim', 0) in (1,4)
+            batch_size = max(len(o) if many(o) else 1 for o in (label, prompt, cond_image, image, latents))
+        unet, alone = self.unet, [k for k,v in dict(prompt=prompt, negative_prompt=negative_prompt, cond_image=cond_image, weak=weak).items() if v is not None]
+        if classifier is not None:
+            if label is None: raise ValueError('classifier wants label=, the class to steer to.')
+            if alone: raise ValueError(f'A classifier steers to label= and nothing else: leave out {alone[0]}=, or the classifier.')
             c = getattr(classifier, 'config', None)
             kwargs['cond'] = class_numbers(label, batch_size, list(getattr(c, 'classes', None) or range(getattr(c, 'n_classes', 0))))
-        if image is not None: kwargs['init'], image = self.encode(image, size); kwargs['strength'] = strength
+            unet = self._guided(classifier, guidance_scale)
+        elif weak is not None:
+            if negative_prompt is not None: raise ValueError('Guidance moves away from negative_prompt= or from weak=: leave out one of them.')
+            unet = self._autoguided(weak, guidance_scale, kwargs.pop('guidance_rescale', 0.))
+            told = [self.conditions(batch_size, label, prompt, cond_image=cond_image, unet=net) for net in (self.unet, unet.weak)]
+            if told[0]: kwargs['cond'] = tuple(o['cond'] for o in told)
+        else: kwargs |= dict(guidance_scale=guidance_scale, **self.conditions(batch_size, label, prompt, negative_prompt, cond_image, guidance_scale))
+        if latents is not None: kwargs['noise'] = latents
+        shown = num_inference_steps
+        if image is not None:
+            kwargs['init'], image = self.encode(image, size); kwargs['strength'] = strength
+            shown = min(shown, _n_timesteps(1, min(max(strength, 1e-3), 1., kwargs.get('t_max') or 1.)))  # there may not be more
         elif mask_image is not None or strength!=1: raise ValueError('mask_image and strength want image=, the picture to start from.')
         if mask_image is not None:
-            if hasattr(mask_image, 'convert'): mask_image = mask_image.convert('L').resize((w*f, h*f), Image.Resampling.NEAREST)
+            if hasattr(mask_image, 'convert'): mask_image = ImageOps.fit(ImageOps.exif_transpose(mask_image).convert('L'), (w*f,h*f), Image.Resampling.NEAREST)
             kwargs['mask'] = latent_mask(mask_image, f)
-        unet = self.unet if classifier is None else self._guided(classifier, guidance_scale)
-        with self.progress_bar(total=num_inference_steps*-(-batch_size//max(slice_size, 1))) as bar:
+        with self.progress_bar(total=shown*-(-batch_size//max(slice_size, 1))) as bar:
             def callback(i, k, x, x0):
                 bar.update()
                 tensors = dict(latents=x, x0=x0)
@@ -280,18 +333,22 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         samples=None,           # Pictures for the card: how many to sample (seed 0), a batch [B,3,H,W], or a PIL picture; else none
         push_to_hub:bool=False, # Upload it as well
         repo_id:str=None,       # Where to; the folder's name if not given
-        **kwargs                # As for diffusers' `save_pretrained`
+        **kwargs                # As for diffusers' `save_pretrained`, and for `push_to_hub`
     ):
-        "Save as a folder of safetensors and JSON with a model card. ValueError if asked for pickles"
+        "Save as a folder of safetensors and JSON with a model card. ValueError if asked for pickles, or for an autoencoder that would be refused"
         if not kwargs.get('safe_serialization', True):
             raise ValueError('Weights are saved as safetensors only: leave safe_serialization out.')
-        folder = Path(save_directory)
+        folder, want = Path(save_directory), self.config.codec_fingerprint
+        if want and _fingerprint(self.vae)!=want:
+            raise ValueError('The autoencoder was rounded or changed since it was loaded, and what is saved would be refused: load the model anew to save it.')
+        hub = {k: kwargs.pop(k) for k in ('private','token','commit_message','create_pr') if k in kwargs}
         super().save_pretrained(str(folder), **kwargs)
         if isinstance(samples, int) and samples: samples = self.decode(self.sample_latents(samples, seed=0, progress=False))
         if isinstance(samples, torch.Tensor): samples = grid_image(samples)
         if samples: samples.save(folder/'samples.png')
-        (folder/'README.md').write_text(model_card(self, (folder/'samples.png').exists()), encoding='utf-8')
-        if push_to_hub: self.push_to_hub(repo_id or folder.name, samples=samples)
+        else: (folder/'samples.png').unlink(missing_ok=True)  # another model's
+        (folder/'README.md').write_text(model_card(self, bool(samples)), encoding='utf-8')
+        if push_to_hub: self.push_to_hub(repo_id or folder.name, samples=samples, **hub, **kwargs)
 
     def push_to_hub(self,
         repo_id:str,              # Where to: NAME/MODEL
@@ -299,13 +356,14 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         private:bool=None,        # Whether a new repository is private; what the organisation has as default if not given
         token:str=None,           # The token of `hf auth login` if not given
         commit_message:str=None,
-        create_pr:bool=False      # Make a pull request of it
+        create_pr:bool=False,     # Make a pull request of it
+        **kwargs                  # As for diffusers' `save_pretrained`
     ):                            # What huggingface_hub says of the upload
         "Upload to the hub, with the model card"
         from huggingface_hub import create_repo
         repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as tmp:
-            self.save_pretrained(tmp, samples=samples)
+            self.save_pretrained(tmp, samples=samples, **kwargs)
             return self._upload_folder(tmp, repo_id, token=token, commit_message=commit_message, create_pr=create_pr)
 
     @classmethod
@@ -323,6 +381,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             except Exception as e:
                 raise FileNotFoundError(f'No model {folder}: it is neither a folder here, nor could it be had from the hub '
                                         f'({type(e).__name__}: {_first_line(e)}).') from None
+        dtype = next((kwargs.pop(k) for k in ('torch_dtype','dtype') if isinstance(kwargs.get(k), torch.dtype)), None)
         _read_index(path, cls.__name__)
         import latentfast.unet  # diffusers looks for classes that are not its own among what is imported
         shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -335,9 +394,10 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             if shown: logging.enable_progress_bar()
         if 'unet' not in kwargs: _check_weights(pipe.unet, path/'unet')
         pipe.codec
+        for part in (pipe.unet, pipe.vae) if dtype else (): torch.nn.Module.to(part, dtype)  # only now: rounded weights are not those that the codec is known by
         return pipe
 
-# %% ../nbs/12_pipeline.ipynb #e6051443
+# %% ../nbs/12_pipeline.ipynb #6b4056f2
 @patch
 def training_facts(self:DiffusionLearner) -> dict:
     "What a learner knows of its training, for the model card"
@@ -379,5 +439,5 @@ def export_pipeline(self:DiffusionLearner,
     self.to_pipeline(facts).save_pretrained(folder, samples=samples)
     return folder
 
-# %% ../nbs/12_pipeline.ipynb #e9d338f0
+# %% ../nbs/12_pipeline.ipynb #48ae0c63
 _OURS = {'model_index.json','unet','vae','scheduler','README.md','samples.png','checkpoint.pt','training.json','progress'}

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['forming', 'playground', 'play']
 
-# %% ../nbs/12a_play.ipynb #d414f58e
-import os, time
+# %% ../nbs/12a_play.ipynb #ea0a8f70
+import os, time, warnings
+from html import escape
 from pathlib import Path
 from queue import Queue
 from threading import Event, Thread
@@ -17,7 +18,7 @@ from .classifier import LatentClassifier
 from .pipeline import LatentDiffusionPipeline
 from .sampling import SAMPLERS
 
-# %% ../nbs/12a_play.ipynb #5d397ff3
+# %% ../nbs/12a_play.ipynb #79627047
 class _Stopped(Exception): pass
 
 def forming(
@@ -41,7 +42,7 @@ def forming(
             yield step, x
     finally: stop.set()
 
-# %% ../nbs/12a_play.ipynb #35a04d86
+# %% ../nbs/12a_play.ipynb #f43f0c73
 def _enlarged(x, height, side=512):
     "Pictures [B,3,h,w] in one, whose pictures have `height` pixels each or a multiple of that"
     return grid_image(x, scale=height//x.shape[2]*max(1, side//(height*round(len(x)**.5+.49))))
@@ -57,7 +58,7 @@ def _start(drawn, size):
     mask = mask and mask.point(lambda p: 255*(p>0))
     return dict(image=fit(white.convert('RGB'), Image.Resampling.LANCZOS), **(dict(mask_image=mask) if mask and mask.getbbox() else {}))
 
-# %% ../nbs/12a_play.ipynb #b9972ebb
+# %% ../nbs/12a_play.ipynb #2339925b
 def _gradio():
     os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
     try: import gradio
@@ -108,6 +109,10 @@ def playground(
             if not {'label','prompt','cond_image'} & {*kw}: kw.pop('guidance_scale', None)
             elif classifier is not None: kw['classifier'] = classifier
             try:
+                with warnings.catch_warnings(record=True) as odd:  # words that the model doesn't know, or that are cut off
+                    warnings.simplefilter('always')
+                    pipe.conditions(kw['batch_size'], **{k: kw[k] for k in ('prompt','negative_prompt','guidance_scale') if k in kw})
+                for w in odd: gr.Warning(escape(str(w.message), quote=False))
                 for step,x in forming(pipe, **kw):
                     if step: yield gr.skip() if x is None else _enlarged(x, size[1]), f'Step {step} of {kw["num_inference_steps"]}'
                     else: yield _enlarged(x, size[1]), f'Seed {kw["seed"]}, {kw["num_inference_steps"]} steps of {kw["sampler"]}: {time.time()-t:.1f} s'
@@ -116,7 +121,7 @@ def playground(
         halt.click(lambda: None, cancels=[going], api_visibility='private').then(lambda: 'Stopped.', None, said, api_visibility='private')
     return page
 
-# %% ../nbs/12a_play.ipynb #ef9a307f
+# %% ../nbs/12a_play.ipynb #cb913756
 def play(
     model,             # As for `playground`; or a page that it gave
     classifier=None,   # As for `playground`
