@@ -3,7 +3,7 @@
     python bench/sample.py [overhead|calls_to_ddim100] [--quick] [-n 5000] [--judge] [--plot FILE.png]
     python bench/sample.py calls_to_ddim100 --model MODEL --store STORE [--features CLF] [-n 5000] [--plot FILE.png]
 
-overhead (s): `sample` with ddim and one decode, batch 64, U-Net small, 8x8 latents; also with unipc, and guided by two answers a step
+overhead (s): `sample` with 20 steps of ddim and one decode, batch 64, U-Net small, 8x8 latents; also with unipc, and guided by two answers a step
   bare_forward   as many bare network calls in the same number format, and the decode
 calls_to_ddim100 (network calls): FID against the store's held-out latents for each sampler and number of calls, all from the same noise. A row
 says with how many a sampler's FID is within 2 % of that of 100 DDIM steps, and stays there with more. The model is the CIFAR-10 tutorial's (the

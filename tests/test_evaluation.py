@@ -2,11 +2,12 @@
 import io, json, math, re, shutil, subprocess, sys, weakref
 import numpy as np, pytest, torch, torch.nn.functional as F
 from PIL import Image
+from fastai.interpret import ClassificationInterpretation, Interpretation
 from torch import nn
 from conftest import make_codec, make_pictures
 from latentfast.autoencoder import LatentCodec, to_uint8
 from latentfast.callbacks import Checkpoint
-from latentfast.classifier import LatentClassifier
+from latentfast.classifier import LatentClassifier, classifier_learner
 from latentfast.data import latent_dls
 from latentfast.encode import encode
 from latentfast.evaluation import (FIDMetric, PictureFeatures, _cache_folder, _measure, _mmd, density_coverage, evaluate, feature_net, features, features_id, fid, fid_infinity,
@@ -277,6 +278,20 @@ def test_the_score_orders_levels_of_damage(scenes, score):
         at = torch.isin(y, keep).nonzero().flatten(); return z[at[torch.arange(len(z))%len(at)]]
     assert rises([np.mean([of(left(k, s)) for s in range(8)]) for k in (24,16,8,4,2,1)])
 
+# ---- fastai's own interpretation
+
+def test_what_plain_interpretation_can_do_and_what_not(store):
+    learn = classifier_learner(store, arch='tiny', bs=16, seed=0)
+    with learn.no_bar():
+        plain, classes = Interpretation.from_learner(learn), ClassificationInterpretation.from_learner(learn)
+        losses, rows = plain.top_losses(5)
+        z,y = store.valid.__getitems__(rows.tolist())
+        with torch.no_grad(): again = F.cross_entropy(learn.model.float().cpu().eval()(store.normalizer.normalize(z)), y, reduction='none')
+        assert torch.allclose(torch.as_tensor(losses).float(), again, atol=.05) and torch.equal(plain.losses, classes.losses)
+        assert classes.confusion_matrix().sum(1).tolist()==np.bincount(store.valid.labels).tolist()
+        for interp in plain, classes:  # pictures are LatentInterpretation's
+            with pytest.raises(AttributeError, match='items'): interp.plot_top_losses(2)
+
 # ---- in training
 
 def test_fid_metric_changes_nothing_and_survives_an_interruption(store, tmp_path):
@@ -312,19 +327,49 @@ def test_names_cannot_break_the_page():
     page = report_html('<script>', '"', [('<b>', '&', [table_html(['<i>'], [['</table><script>alert(1)</script>']])])])
     assert '<script' not in page and '&lt;/table&gt;' in page and '<i>' not in page
 
-def test_the_page_stands_alone_and_fits_a_phone(store, tmp_path):
-    import html
+@pytest.fixture(scope='module', params=['compare', pytest.param('demo', marks=pytest.mark.slow)])
+def report(request, store, tmp_path_factory):
+    "A page that `compare` wrote, with a name too long for a phone; and the demo's"
+    tmp = tmp_path_factory.mktemp('report')
+    if request.param=='demo':
+        from latentfast.demo import demo
+        return demo(tmp/'demo', minutes=.2, unet='tiny', progress=False)
     z = rand(40, *store.latent_shape)
-    compare([z, z*1.5, z*2], store, tmp_path/'r.html', names=['a'*60, 'b', 'b'], features=[conv(), on_pictures()], **FAST)
-    page = (tmp_path/'r.html').read_text()
+    compare([z, z*1.5, z*2], store, tmp/'report.html', names=['a'*60, 'b', 'b'], features=[conv(), on_pictures()], **FAST)
+    return tmp/'report.html'
+
+def test_the_page_stands_alone(report):
+    page = report.read_text()
     assert not re.search(r'<script|<link|@import|url\(|(?:src|href)="(?!data:)', page) and 'prefers-color-scheme: dark' in page and 'width=device-width' in page
-    browser = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-    if not browser: pytest.skip('no browser to measure the page with')
-    (tmp_path/'frame.html').write_text(f'''<iframe id=f width=390 height=900 style="border:0" srcdoc="{html.escape(page)}"></iframe><pre id=o></pre>
-        <script>onload = () => {{ o.textContent = 'WIDTH ' + f.contentDocument.documentElement.scrollWidth }}</script>''')
-    dom = subprocess.run([browser, '--headless', '--no-sandbox', '--disable-gpu', f'--user-data-dir={tmp_path/"profile"}', '--dump-dom', (tmp_path/'frame.html').as_uri()],
-                         capture_output=True, text=True, timeout=120).stdout
-    assert int(re.search(r'WIDTH (\d+)', dom)[1])<=390
+
+@pytest.fixture(scope='module')
+def chromium():
+    found = next(filter(None, map(shutil.which, ('chromium','chromium-browser','google-chrome'))), None)
+    if not found: pytest.skip('there is no Chromium on this machine')
+    with pytest.importorskip('playwright.sync_api').sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=found, args=['--no-sandbox'])
+        yield browser
+        browser.close()
+
+@pytest.mark.parametrize('scheme', ['light','dark'])
+@pytest.mark.parametrize('size', [(390,844),(1440,900)], ids=['phone','desk'])
+def test_the_page_in_a_browser(report, chromium, size, scheme):
+    at = chromium.new_page(viewport=dict(width=size[0], height=size[1]), color_scheme=scheme)
+    wrong, asked = [], []
+    at.on('console', lambda m: wrong.append(m.text)); at.on('pageerror', lambda e: wrong.append(str(e)))
+    at.on('request', lambda r: asked.append(r.url))
+    at.goto(report.as_uri())
+    assert not wrong and [u for u in asked if not u.startswith('data:')]==[report.as_uri()]
+    assert at.evaluate('document.documentElement.scrollWidth <= innerWidth')
+    assert not at.evaluate('''() => [...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll') &&
+        (e.getBoundingClientRect().right > innerWidth+1 || e.getBoundingClientRect().left < -1)).map(e => e.outerHTML.slice(0, 120))''')
+    pictures = at.locator('img').all()
+    for p in pictures:
+        p.scroll_into_view_if_needed()
+        assert p.is_visible() and p.get_attribute('alt') and p.evaluate('e => e.complete && e.naturalWidth > 50 && e.getBoundingClientRect().width > 50')
+    ground, ink = (at.evaluate(f'getComputedStyle(document.body).{k}.match(/[0-9]+/g).slice(0,3).map(Number).reduce((a,b) => a+b)/765') for k in ('backgroundColor','color'))
+    assert len(pictures)>=4 and (ground>.9 and ink<.2 if scheme=='light' else ground<.2 and ink>.8)
+    at.close()
 
 # ---- at size
 

@@ -1,7 +1,7 @@
 "What holds for the project as a whole."
-import ast, configparser, json, re, subprocess, sys
+import ast, configparser, json, os, re, subprocess, sys
 from pathlib import Path
-import latentfast
+import latentfast, pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = ['scenes','autoencoder','store','sources','encode','conditioning','data','callbacks','classifier','schedule','unet','perceptual','feature_nets','sampling','guidance','editing','decoding','training',
@@ -11,6 +11,16 @@ def python(code): return subprocess.run([sys.executable, '-c', code], capture_ou
 
 def test_importing_the_package_or_its_command_is_light():
     assert python('import sys, latentfast, latentfast.cli; print("torch" in sys.modules or "fastai" in sys.modules)')=='False\n'
+
+@pytest.mark.slow
+def test_importing_everything_takes_no_longer_than_its_two_libraries():
+    "CPU time in turns, each time a new process: the median is within a tenth of fastai and diffusers by themselves"
+    def seconds(code):
+        before = os.times(); python(code); after = os.times()
+        return after.children_user+after.children_system-before.children_user-before.children_system
+    theirs = 'from fastai.vision.all import *; from diffusers import AutoencoderKL, DDIMPipeline, UNet2DModel'
+    ratios = sorted(seconds('from latentfast.all import *')/seconds(theirs) for _ in range(5))
+    assert ratios[2]<1.1, ratios
 
 def test_all_gives_everything():
     assert python('from latentfast.all import *; print(LatentCodec.__name__, LatentStore.__name__, diffusion_learner.__name__, sample.__name__, fid.__name__, encode.__name__, evaluate.__name__)').split()==[
@@ -60,3 +70,8 @@ def test_nothing_is_unpickled():
 
 def test_notebooks_stay_small():
     for p in (ROOT/'nbs').rglob('*.ipynb'): assert p.stat().st_size < 1_500_000, f'{p.name} has {p.stat().st_size//1024} KB: draw fewer or smaller pictures'
+
+def test_no_page_says_that_it_is_on_pypi():
+    for p in (ROOT/'README.md', ROOT/'CONTRIBUTING.md', *(ROOT/'nbs').rglob('*.ipynb')):
+        found = re.findall(r"pip install (?:-\S+ )*'?latentfast(?![\[\w]| @).*", p.read_text(encoding='utf-8'))
+        assert not found, f'{p.name}: {found}'
