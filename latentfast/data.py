@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NormalizeLatents', 'LatentDL', 'LatentDataLoaders', 'latent_dls']
 
-# %% ../nbs/04_data.ipynb #8a251e72
+# %% ../nbs/04_data.ipynb #c27351f6
 import random, warnings
 from functools import cached_property
 import numpy as np, torch
@@ -18,7 +18,7 @@ from .autoencoder import LatentCodec, show_images
 from .conditioning import conditions
 from .store import LatentDataset, LatentStore
 
-# %% ../nbs/04_data.ipynb #2d3af4a0
+# %% ../nbs/04_data.ipynb #e637f5ff
 class NormalizeLatents(ItemTransform):
     "Batch transform `(z, y)` to `(normalised z, y)`; `decode` takes it back"
     def __init__(self,
@@ -27,7 +27,7 @@ class NormalizeLatents(ItemTransform):
     def encodes(self, b): return (self.normalizer.normalize(b[0]), *b[1:])
     def decodes(self, b): return (self.normalizer.denormalize(b[0]), *b[1:])
 
-# %% ../nbs/04_data.ipynb #3edc9037
+# %% ../nbs/04_data.ipynb #f5a7a652
 class LatentDL(TfmdDL):
     "A fastai `DataLoader` over a `LatentDataset` that gathers whole batches"
     def __init__(self,
@@ -56,7 +56,13 @@ class LatentDL(TfmdDL):
         if begin: begin()
         for idxs in samps if isinstance(samps, list) else chunked(samps, self.bs):  # one by one is how fastai's `DistributedDL` gives them
             if len(idxs)==self.bs or not self.drop_last: yield self._batch(idxs)
+    _rows = None
+    @property
+    def rows(self):
+        "The rows [B] of the batch that was gathered last; None where worker processes gather"
+        return None if self.fake_l.num_workers else self._rows
     def _batch(self, idxs):
+        self._rows = torch.as_tensor(np.asarray(idxs))
         b = self.dataset.__getitems__(idxs)
         return (*b, {k: v for c in self.conds for k,v in c(self.dataset, idxs).items()}) if self.conds else b
 
@@ -84,7 +90,7 @@ class LatentDL(TfmdDL):
         titles = [f'{t}\n{p}' for t,p in zip(self._titles(b[1][:max_n]), self._titles(preds[:max_n]))]
         show_images(self.pictures(b, max_n), ncol=ncol, titles=titles)
 
-# %% ../nbs/04_data.ipynb #9ba3b331
+# %% ../nbs/04_data.ipynb #9ff8a8d4
 class LatentDataLoaders(DataLoaders):
     "fastai `DataLoaders` that know their `store`, `normalizer`, `classes`, conditions (`conds`) and, when first asked, their `codec`"
     def __init__(self, *loaders,
@@ -103,12 +109,12 @@ class LatentDataLoaders(DataLoaders):
         self.store.check_codec(codec)
         return codec
 
-# %% ../nbs/04_data.ipynb #ea5e12d5
+# %% ../nbs/04_data.ipynb #fedfb039
 LatentDL.codec = property(lambda self: self.owner.codec)
 LatentDL.classes = property(lambda self: self.dataset.store.classes)
 LatentDL.vocab = property(lambda self: self.owner.vocab)
 
-# %% ../nbs/04_data.ipynb #6c09795d
+# %% ../nbs/04_data.ipynb #b12108b9
 def latent_dls(
     store,              # A `LatentStore` or its folder
     bs:int=64,          # Latents in a batch
@@ -119,7 +125,7 @@ def latent_dls(
     seed:int=None,      # Decides the order of the training batches
     flip:bool=None,     # Train on mirrored pictures' latents half of the time? If not given: where the store has them
     draw:bool=None,     # Train on draws from the autoencoder's posterior? If not given: where the store has its standard deviation
-    index:bool=False,   # Give each latent's row in its split as a third thing? Losses that keep their targets want it
+    index:bool=False,   # Give each latent's row in its split as a third thing? Without worker processes the loader knows it anyway, as `rows`
     cond=None           # What a model is told: 'class', 'text', a second store with pictures of the same keys, or a list of such, see `07_conditioning`
 ) -> LatentDataLoaders: # Batches of (z [B,C,h,w] float32 with mean 0 and variance 1 a channel, label [B] int64, -1 for none)
     "A store as fastai `DataLoaders`; raises `ValueError` if there is nothing to train on"

@@ -18,12 +18,11 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
-from fastai.learner import Learner
 from fastai.torch_core import set_seed
 from fastcore.basics import listify
 from fasttransform import ItemTransform
 from .autoencoder import BUNDLED
-from .callbacks import EpochSeed, fused_adamw
+from .callbacks import AutocastLearner, EpochSeed, fused_adamw
 from .sources import load_picture
 
 # %% ../nbs/14_lpips.ipynb #1bd781d5
@@ -267,12 +266,12 @@ def lpips_learner(
     opt_func=partial(fused_adamw, wd=0.), # Any fastai optimiser. The authors': Adam, 5 epochs with 1e-4 and 5 that fall to 0
     cbs=None,       # Further callbacks
     **kwargs        # Passed to `Learner`
-) -> Learner:
+) -> AutocastLearner:
     "A `Learner` that trains the heads of an `LPIPS` on people's choices; `learn.model.lpips` is the result"
     if seed is not None: set_seed(seed)
     def choice(pred, judge): return F.binary_cross_entropy_with_logits(pred[:,0], judge)
     def score(pred, judge): return two_afc(pred[:,1], pred[:,2], judge).mean()
     model = TwoAlternatives(net or LPIPS(pretrained=True))
     added = [NonNegative()] + ([EpochSeed(seed)] if seed is not None else [])
-    return Learner(dls, model, loss_func=choice, metrics=[score], opt_func=opt_func, cbs=[*added, *listify(cbs)], train_bn=False,
+    return AutocastLearner(dls, model, loss_func=choice, metrics=[score], opt_func=opt_func, cbs=[*added, *listify(cbs)], train_bn=False,
                    splitter=lambda m: [[p for p in m.parameters() if p.requires_grad]], **kwargs)

@@ -404,7 +404,7 @@ def training_facts(self:DiffusionLearner) -> dict:
     store, ema = self.dls.store, getattr(self, 'ema', None)
     facts = {'training pictures': f'{len(store.train):,}', 'batch size': self.dls.train.bs}
     if ema is not None and ema.n:
-        facts |= {'steps': f'{ema.n:,}', 'epochs': f'{ema.n/max(len(self.dls.train), 1):.1f}', 'decay of the weight average': ema.decay}
+        facts |= {'steps': f'{ema.n:,}', 'epochs': f'{ema.n/max(len(self.dls.train), 1):.1f}', 'decay of the weight average': ema.decay or f'power function, gamma {ema.gamma:.2f}'}
     if hasattr(self, 'perceptual'): facts['perceptual loss'] = f'weight {self.perceptual.loss_fn.weight}'
     values = getattr(getattr(self, 'recorder', None), 'values', None)
     if values:

@@ -23,9 +23,9 @@ from fastai.callback.schedule import *
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.learner import Metric
 from fastai.optimizer import OptimWrapper
-from fastai.torch_core import join_path_file, set_seed
+from fastai.torch_core import default_device, join_path_file, set_seed
 from fastcore.basics import listify
-from .autoencoder import LatentCodec, grid_image, psnr, show_images, to_tensor
+from .autoencoder import LatentCodec, fast_dtype, grid_image, psnr, show_images, to_tensor
 from .callbacks import AutocastLearner, AutoPrecision, EpochSeed
 from .evaluation import features, fid
 from .lpips import PicturesToFloat
@@ -594,7 +594,7 @@ def vae_learner(
                                      f'make the DataLoaders with a size that is a multiple of {down}.')
     watch = Watch(clip)
     shown = [Column('psnr', partial(watch.mean, 'psnr', 'valid'))]
-    added = [watch, Reconstruct(), AutoPrecision(precision)]
+    added = [watch, Reconstruct(), AutoPrecision(fast_dtype(dls.device or default_device()) if precision=='auto' else precision)]
     if lpips is not None: added.append(LPIPSLoss(lpips, lpips_weight)); shown.append(Column('lpips', partial(watch.mean, 'lpips', 'valid')))
     if vq:
         added.append(book := CodebookLoss(codebook_weight, commitment, o['restart']))

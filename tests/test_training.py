@@ -1,27 +1,30 @@
-"Training in several processes: two with half the batch each are one with all of it."
-import json, os, socket, subprocess, sys
+"Training in several processes: two with half the batch each are one with all of it. Killed runs."
+import importlib.util, json, os, random, socket, subprocess, sys
 from pathlib import Path
 import pytest, torch
 from conftest import make_pictures
+from test_classifier import make_store
 
 SCRIPT = '''
-import json, sys, warnings
+import json, sys, warnings, zlib
 from pathlib import Path
 import torch
 from fastai.callback.core import Callback
 from fastai.torch_core import num_distrib, rank_distrib, set_seed
 from latentfast.callbacks import Checkpoint
-from latentfast.classifier import LatentClassifier
+from latentfast.classifier import LatentClassifier, classifier_learner
 from latentfast.data import latent_dls
 from latentfast.feature_nets import Alignment
-from latentfast.perceptual import PerceptualLoss
+from latentfast.perceptual import PerceptualLoss, latent_ensemble
 from latentfast.training import SampleProgress, diffusion_learner
 from latentfast.unet import LatentUNet
 
 class Losses(Callback):
     order, run_valid = 49, False
-    def before_fit(self): self.all = []
-    def after_batch(self): self.all.append(float(self.learn.to_detach(self.learn.loss)))
+    def before_fit(self): self.all, self.random = [], []
+    def after_batch(self):
+        self.all.append(float(self.learn.to_detach(self.learn.loss)))
+        self.random.append(zlib.crc32(torch.get_rng_state().numpy()))
 
 class StopAt(Callback):
     order, run_valid = 70, False
@@ -30,28 +33,34 @@ class StopAt(Callback):
 
 warnings.filterwarnings('ignore')
 torch.set_num_threads(1)
-store, out, stop = sys.argv[1], Path(sys.argv[2]), sys.argv[3]=='stop'
-world = max(1, num_distrib()); set_seed(7)
-clf = LatentClassifier(nfs=(8,16,32), n_blocks=(1,1), n_classes=2, latent_size=4)
-dls = latent_dls(store, bs=64//world, valid_bs=32//world, index=True, device='cpu')
+store, out, stop, kind, seed = sys.argv[1], Path(sys.argv[2]), sys.argv[3]=='stop', sys.argv[4], int(sys.argv[5])
+world = max(1, num_distrib()); set_seed(seed+100*rank_distrib()*(kind!='unet'))
+dls = latent_dls(store, bs=64//world, valid_bs=32//world, device='cpu')
 progress, losses = SampleProgress(every_steps=3, n=2, steps=2), Losses()
-learn = diffusion_learner(dls, LatentUNet(nfs=(8,16), num_layers=1), perceptual=[PerceptualLoss(clf), Alignment(clf, weight=.2, hidden=16)], seed=1, precision=None,
-                          cbs=[progress, losses, Checkpoint(out/'checkpoint.pt', every=0), *([StopAt()] if stop else [])])
+cbs = [losses, Checkpoint(out/'checkpoint.pt', every=0), *([StopAt()] if stop else [])]
+if kind=='unet':
+    clf = LatentClassifier(nfs=(8,16,32), n_blocks=(1,1), n_classes=2, latent_size=4)
+    drawn = PerceptualLoss(clf, layers=[0], augment=latent_ensemble, weight=1e-9, min_snr=3.)  # draws more where more samples pass, and hardly counts
+    learn = diffusion_learner(dls, LatentUNet(nfs=(8,16), num_layers=1), perceptual=[PerceptualLoss(clf), Alignment(clf, weight=.2, hidden=16), drawn], seed=1, precision=None, cbs=[progress, *cbs])
+else: learn = classifier_learner(dls, arch='tiny', precision=None, cbs=cbs)
 with learn.no_bar(), learn.no_logging(), learn.distrib_ctx():
     try: learn.fit_one_cycle(2, 4e-3)
     except KeyboardInterrupt: sys.exit(0)
-numbers = dict(losses=losses.all, valid=[list(v)[1:4] for v in learn.recorder.values], sampled=[i for i,_ in progress.history], files=sorted(f.name for f in Path(store, '.cache').iterdir()))
+numbers = dict(losses=losses.all, random=losses.random, valid=[list(v)[1:4] for v in learn.recorder.values], sampled=[i for i,_ in progress.history],
+               files=sorted(f.name for f in Path(store, '.cache').glob('*')), weights=[p.double().sum().item() for p in learn.model.parameters()])
 (out/f'rank{rank_distrib()}.json').write_text(json.dumps(numbers))
-if not rank_distrib(): torch.save(dict(ema=learn.ema_model.state_dict(), proj=learn.perceptual.losses[1].proj.state_dict(), sample=learn.sample_latents(2, steps=2, progress=False)), out/'weights.pt')
+if not rank_distrib():
+    torch.save(learn.model.state_dict() if kind!='unet' else dict(model=learn.model.state_dict(), ema=learn.ema_model.state_dict(), proj=learn.perceptual.losses[1].proj.state_dict(),
+               sample=learn.sample_latents(2, steps=2, progress=False)), out/'weights.pt')
 '''
 
-def train(store, out, processes, stop=False):
+def train(store, out, processes, stop=False, kind='unet', seed=7):
     "Run the script in so many processes; what each says, and the weights"
     out.mkdir(exist_ok=True); (out/'train.py').write_text(SCRIPT)
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
     launch = [] if processes==1 else ['-m', 'torch.distributed.run', f'--nproc_per_node={processes}', f'--master_port={port}']
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'ACCELERATE_USE_CPU': 'true'}
-    r = subprocess.run([sys.executable, *launch, str(out/'train.py'), str(store), str(out), 'stop' if stop else 'go'], env=env, capture_output=True, text=True)
+    r = subprocess.run([sys.executable, *launch, str(out/'train.py'), str(store), str(out), 'stop' if stop else 'go', kind, str(seed)], env=env, capture_output=True, text=True)
     assert r.returncode==0, r.stderr[-3000:]
     if stop: return
     return [json.loads((out/f'rank{i}.json').read_text()) for i in range(processes)], torch.load(out/'weights.pt', weights_only=True)
@@ -79,9 +88,56 @@ def test_two_processes_are_one(store, tmp_path):
     assert close(w1['ema'], w2['ema'], 1e-3) and close(w1['proj'], w2['proj'], 1e-3) and torch.allclose(w1['sample'], w2['sample'], atol=1e-2)
     assert first['sampled']==one['sampled']==[3,6,8] and second['sampled']==[]  # the first process samples
     assert first['files']==one['files'] and len(one['files'])==4                # one cache for all
+    assert first['random']==second['random']==one['random']                     # nobody's random numbers have run ahead
 
     train(store, tmp_path/'cut', 2, stop=True)
     assert torch.load(tmp_path/'cut'/'checkpoint.pt', weights_only=True)['epoch']==1
     (again, _), w3 = train(store, tmp_path/'cut', 2)
     assert len(again['losses']) < 8 and torch.allclose(torch.tensor(again['losses']), torch.tensor(first['losses'][-len(again['losses']):]), atol=1e-6)
-    assert close(w2['ema'], w3['ema'], 1e-6) and close(w2['proj'], w3['proj'], 1e-6)
+    assert all(close(w2[k], w3[k], 1e-6) for k in ('model','ema','proj'))
+
+@pytest.mark.slow
+def test_a_classifier_in_two_processes_goes_on_without_a_seed(tmp_path):
+    pytest.importorskip('accelerate')
+    store = make_store(tmp_path/'store', [0,1,2]*80, [0,1,2]*10).path
+    train(store, tmp_path/'cut', 2, stop=True, kind='classifier')
+    (first, second), _ = train(store, tmp_path/'cut', 2, kind='classifier', seed=8)
+    assert 0<len(first['losses'])<6 and first['losses']==second['losses'] and first['weights']==second['weights']
+    assert first['random']==second['random']  # they began with different ones, and the seed that was drawn is one for both
+    losses = torch.load(tmp_path/'cut'/'checkpoint.pt', weights_only=True)['losses']
+    assert len(losses)==6 and losses[-1]<losses[0]
+
+# ---- killed
+
+KILLED = '''
+import os, signal, sys, torch
+from fastai.callback.core import Callback
+from latentfast.callbacks import Checkpoint
+from latentfast.data import latent_dls
+from latentfast.training import diffusion_learner
+from latentfast.unet import LatentUNet
+
+class Kill(Callback):
+    def __init__(self, step): self.step = step
+    def before_step(self):
+        if self.train_iter==self.step: os.kill(os.getpid(), signal.SIGKILL)
+
+def fit(store, path, *cbs, seed=0):
+    torch.manual_seed(seed)
+    learn = diffusion_learner(latent_dls(store, bs=32), LatentUNet(nfs=(8,16), num_layers=1), precision=None, cbs=[Checkpoint(path, every=0), *cbs])
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(3, 4e-3)
+    return learn
+
+if __name__=='__main__': fit(sys.argv[1], sys.argv[2], Kill(int(sys.argv[3])))
+'''
+
+@pytest.mark.slow
+def test_killed_at_any_step_without_a_seed(store, tmp_path):
+    (tmp_path/'killed.py').write_text(KILLED)
+    spec = importlib.util.spec_from_file_location('killed', tmp_path/'killed.py'); m = importlib.util.module_from_spec(spec); spec.loader.exec_module(m)
+    step, env = random.SystemRandom().randrange(1, 24), {**os.environ, 'OMP_NUM_THREADS': str(torch.get_num_threads())}
+    r = subprocess.run([sys.executable, str(tmp_path/'killed.py'), str(store), str(tmp_path/'cut.pt'), str(step)], env=env, capture_output=True, text=True)
+    assert r.returncode==-9, r.stderr[-3000:]
+    whole, mended = m.fit(store, tmp_path/'whole.pt'), m.fit(store, tmp_path/'cut.pt', seed=1)
+    for of in (lambda l: l.model.state_dict(), lambda l: l.ema_model.state_dict(), lambda l: {(i,k): v for i,s in l.opt.state_dict()['state'].items() for k,v in s.items()}):
+        assert close(of(whole), of(mended), 0), f'killed at step {step}'
