@@ -6,7 +6,7 @@
 __all__ = ['SIZES', 'GeneralReLU', 'ResBlock', 'stage_strides', 'LatentClassifier', 'random_crop', 'random_erase',
            'LatentCropErase', 'ClassifierLearner', 'LatentInterpretation', 'classifier_learner']
 
-# %% ../nbs/05_classifier.ipynb #88de34e7
+# %% ../nbs/05_classifier.ipynb #8a1ca2f9
 import warnings
 from collections import OrderedDict
 from functools import partial
@@ -26,7 +26,7 @@ from .callbacks import AutocastLearner, AutoPrecision, EpochSeed, fused_adamw
 from .data import latent_dls
 from .store import LatentStore
 
-# %% ../nbs/05_classifier.ipynb #a2727002
+# %% ../nbs/05_classifier.ipynb #f28f5a06
 class GeneralReLU(nn.Module):
     "Leaky ReLU moved down: `leaky_relu(x, leak) - sub` (course notebook 11, `GeneralRelu`)"
     def __init__(self,
@@ -38,7 +38,7 @@ class GeneralReLU(nn.Module):
     def forward(self, x): return F.leaky_relu(x, self.leak).sub_(self.sub)
     def extra_repr(self): return f'leak={self.leak}, sub={self.sub}'
 
-# %% ../nbs/05_classifier.ipynb #23debb9a
+# %% ../nbs/05_classifier.ipynb #89f4e897
 def _norm_act_conv(ni, nf, ks=3, stride=1, act=True, bias=True):
     layers = [nn.BatchNorm2d(ni)] + ([GeneralReLU()] if act else [])
     return nn.Sequential(*layers, nn.Conv2d(ni, nf, ks, stride=stride, padding=ks//2, bias=bias))
@@ -56,7 +56,7 @@ class ResBlock(nn.Module):
         self.pool   = nn.Identity() if stride==1 else nn.AvgPool2d(2, ceil_mode=True)
     def forward(self, x): return self.convs(x) + self.idconv(self.pool(x))
 
-# %% ../nbs/05_classifier.ipynb #322a81e1
+# %% ../nbs/05_classifier.ipynb #5feaccae
 def stage_strides(
     latent_size,    # Height and width of the latents, or one number for both
     n_stages:int,   # How many stages the network has
@@ -69,7 +69,7 @@ def stage_strides(
         size = -(-size//res[-1])
     return tuple(res)
 
-# %% ../nbs/05_classifier.ipynb #2e6d1c76
+# %% ../nbs/05_classifier.ipynb #22662771
 class _Affine(nn.Module):
     "A fixed scale and shift for each channel"
     def __init__(self, channels):
@@ -85,7 +85,7 @@ SIZES = dict(tiny  =dict(nfs=(32,64,128),          n_blocks=(1,1)),
              base  =dict(nfs=(64,128,256,512),     n_blocks=(2,3,3)),
              course=dict(nfs=(32,64,128,512,1024), n_blocks=(1,2,4,3)))
 
-# %% ../nbs/05_classifier.ipynb #0b4cc101
+# %% ../nbs/05_classifier.ipynb #c0dad2ca
 class LatentClassifier(ModelMixin, ConfigMixin):
     "Latents to class logits: the ResBlock classifier of course notebook 31"
     __getattr__ = nn.Module.__getattr__  # diffusers' own also looks into the config, where `learn.values` would find a dict's method
@@ -174,7 +174,7 @@ class LatentClassifier(ModelMixin, ConfigMixin):
         for i,step in enumerate(steps[:max(want)+1]): z = maps[i] = step(z)
         return [maps[i] for i in want]
 
-# %% ../nbs/05_classifier.ipynb #7b44cbad
+# %% ../nbs/05_classifier.ipynb #a503ea47
 def _stats(store):
     "The mean and standard deviation of each channel of a store, as lists"
     d = store.normalizer.to_dict()
@@ -190,7 +190,7 @@ def set_store(self:LatentClassifier,
                             mean=mean, std=std)
     return self
 
-# %% ../nbs/05_classifier.ipynb #ed85ef60
+# %% ../nbs/05_classifier.ipynb #69e640ff
 def _check_codec(net, store):
     c, other = net.config, f'the store {store.path} holds latents of {store.codec} ({store.fingerprint}, {store.latent_shape[0]} channels)'
     if c.channels==store.latent_shape[0] and c.fingerprint in (None, store.fingerprint): return
@@ -213,7 +213,7 @@ def check_store(self:LatentClassifier,
         warnings.warn(f'This classifier was trained on pictures of {c.image_size} pixels; the store {store.path} has {store.image_size}.')
     return self
 
-# %% ../nbs/05_classifier.ipynb #a243104f
+# %% ../nbs/05_classifier.ipynb #c37b13b0
 @patch
 def adapt_to(self:LatentClassifier,
     store # A `LatentStore` of the same autoencoder
@@ -230,7 +230,7 @@ def adapt_to(self:LatentClassifier,
     self.register_to_config(mean=mean, std=std)
     return self
 
-# %% ../nbs/05_classifier.ipynb #d483c1ce
+# %% ../nbs/05_classifier.ipynb #7d14fda2
 def random_crop(
     z:Tensor,             # Latents [B,C,h,w]
     pad:int=2,            # Cells added on each side; 0 does nothing
@@ -246,7 +246,7 @@ def random_crop(
     r,c = oy+torch.arange(h, device=z.device), ox+torch.arange(w, device=z.device)
     return zp[torch.arange(b, device=z.device)[:,None,None], :, r[:,:,None], c[:,None,:]].permute(0,3,1,2)
 
-# %% ../nbs/05_classifier.ipynb #d67b0468
+# %% ../nbs/05_classifier.ipynb #d0a5a6df
 def random_erase(
     z:Tensor,         # Latents [B,C,h,w]
     pct:float=.2,     # Side of a square as a share of the latent's, 0 to 1; at least one cell
@@ -265,7 +265,7 @@ def random_erase(
     noise = torch.randn(z.shape, device=z.device, dtype=z.dtype, generator=generator)*std + mean
     return torch.where(mask[:,None], noise.clamp(z.min(), z.max()), z)
 
-# %% ../nbs/05_classifier.ipynb #6b41fe38
+# %% ../nbs/05_classifier.ipynb #031316ba
 class LatentCropErase(Callback):
     "Random crop and random erase of each training batch, on its device"
     run_valid = False
@@ -291,7 +291,7 @@ class LatentCropErase(Callback):
     def load_state_dict(self, state):
         if state: self.gen = torch.Generator(state['device']); self.gen.set_state(state['gen'])
 
-# %% ../nbs/05_classifier.ipynb #14210e68
+# %% ../nbs/05_classifier.ipynb #4e274781
 def _check_labels(store):
     "Raise or warn where the labels of a store can't train a classifier"
     folders = 'Encode a tree with a folder for each class: latentfast encode SRC STORE'
@@ -305,7 +305,7 @@ def _check_labels(store):
     few = [f'{store.classes[i]} ({n})' for i,n in enumerate(counts) if n<2]
     if few: warnings.warn(f'{len(few)} classes in {store.path} have fewer than 2 training pictures, too few to learn: {", ".join(few[:8])}')
 
-# %% ../nbs/05_classifier.ipynb #5dee4c8a
+# %% ../nbs/05_classifier.ipynb #7390cb79
 class ClassifierLearner(AutocastLearner):
     "A fastai `Learner` that shows decoded pictures"
     def show_results(self,
@@ -320,7 +320,7 @@ class ClassifierLearner(AutocastLearner):
         b = (dl or own.new(shuffle=shuffle, bs=max_n, drop_last=False)).one_batch()
         own.show_results(b, self.get_preds(dl=[b], with_decoded=True)[2], max_n=max_n, **kwargs)
 
-# %% ../nbs/05_classifier.ipynb #2d46265b
+# %% ../nbs/05_classifier.ipynb #fe6132b4
 class LatentInterpretation(ClassificationInterpretation):
     "fastai's `ClassificationInterpretation`, with decoded pictures"
     def __getitem__(self, idxs):
@@ -342,7 +342,7 @@ class LatentInterpretation(ClassificationInterpretation):
         titles = [f'{self.vocab[t]}\n{self.vocab[d]}\n{l:.2f}  {p[t]:.0%}' for t,d,l,p in rows]
         show_images(self.dl.pictures((x,targs), len(x)), ncol=ncol, titles=titles)
 
-# %% ../nbs/05_classifier.ipynb #d0f4b169
+# %% ../nbs/05_classifier.ipynb #cf1d23fc
 def classifier_learner(
     dls,                       # A labelled `LatentStore` or its folder, or DataLoaders with a `store`, as `latent_dls` gives
     model=None,                # A `LatentClassifier` to train on; a new one if not given

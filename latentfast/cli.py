@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'GOES_ON', 'SEED', 'STORE', 'BATCH', 'JSON', 'VALID', 'CYCLE', 'MAP', 'arg', 'command', 'parser', 'main']
 
-# %% ../nbs/17_cli.ipynb #46d17f71
+# %% ../nbs/17_cli.ipynb #568d3f06
 import argparse, json, os, sys, warnings
 from pathlib import Path
 import latentfast
 
-# %% ../nbs/17_cli.ipynb #9b93673a
+# %% ../nbs/17_cli.ipynb #118e1618
 COMMANDS = {}
 
 def arg(*names, **kwargs):
@@ -35,7 +35,7 @@ JSON = arg('--json', action='store_true', help='print JSON, for scripts')
 VALID = arg('--valid-pct', type=float, default=.1, help='share held out for validation where the source has no split of its own')
 CYCLE = 'largest learning rate of the one-cycle schedule'
 
-# %% ../nbs/17_cli.ipynb #3db0ede3
+# %% ../nbs/17_cli.ipynb #5e40e9bc
 @command('From pictures to generated pictures and a report in a few minutes.',
     arg('--out', default='demo', help='folder for everything that is made'),
     arg('--minutes', type=float, default=8., help='scales the work; about how long two CPU cores take'),
@@ -48,7 +48,7 @@ def _demo(a):
     from latentfast.demo import demo
     demo(a.out, minutes=a.minutes, size=a.size, data=a.data, compare=a.compare, seed=a.seed, weight=a.weight, unet=a.unet)
 
-# %% ../nbs/17_cli.ipynb #424c1a6b
+# %% ../nbs/17_cli.ipynb #ec1356cc
 def _claim(out, command, settings):
     "Make folder `out` for `command`, or go on in it; gives whether its work is finished already"
     out, note = Path(out), Path(out)/'training.json'
@@ -85,7 +85,7 @@ def _fit(a, learn, settings, lr, cbs=(), **kwargs):
 
 def _settings(a, names, **more): return dict({k: getattr(a, k) for k in names.split()}, **more)
 
-# %% ../nbs/17_cli.ipynb #488c12c3
+# %% ../nbs/17_cli.ipynb #bfd681e1
 @command(f'Train a perceptual distance on the choices of people (BAPPS), or on made pairs of distortions. {GOES_ON}',
     arg('src', help='the folder of the BAPPS data set; or a folder of pictures, from which pairs with a known answer are made'),
     arg('out', help='folder for the distance'),
@@ -117,7 +117,7 @@ def _train_lpips(a):
     _finish(out, results=scores)
     print(bapps_table(scores) if real else f'{out}: tells the weaker of two known distortions of held-out pictures {scores["made"]:.1%} of the time')
 
-# %% ../nbs/17_cli.ipynb #7ef4985e
+# %% ../nbs/17_cli.ipynb #6fedf481
 @command(f'Train an autoencoder on your own pictures, as a diffusers folder that encode takes as --codec. {GOES_ON}',
     arg('src', help='pictures, as for encode'), arg('out', help='folder for the autoencoder'),
     arg('--kind', default='kl', choices=['kl','vq'], help='AutoencoderKL or VQModel'),
@@ -159,7 +159,7 @@ def _train_vae(a):
     print(f'{out}: PSNR {results["psnr"]:.1f} dB on {len(dls.valid_ds):,} held-out pictures. Pictures on the way: {out/"progress"}. '
           f'Next: latentfast encode SRC STORE --codec {out}')
 
-# %% ../nbs/17_cli.ipynb #89f99cbe
+# %% ../nbs/17_cli.ipynb #328e0251
 def _dry_run(a):
     "What `encode` would do with these arguments, and take"
     from datetime import timedelta
@@ -174,7 +174,7 @@ def _dry_run(a):
     print(f'tried     {c["tried"]:,} pictures, '+(f'{c["bad"]:,} of which cannot be used' if c['bad'] else 'all of which can be used'))
     print('Nothing was written.')
 
-# %% ../nbs/17_cli.ipynb #be52f7f9
+# %% ../nbs/17_cli.ipynb #998cd2f9
 @command(f'Encode a folder of pictures into a store of latents. {GOES_ON}',
     arg('src', help='pictures: folders named by class, below train and valid if you like; a flat folder; ImageNet as it is unpacked; a .csv or .tsv '
         'of file, label or caption; WebDataset .tar shards; parquet as img2dataset writes it; a saved datasets folder, or hf:NAME; '
@@ -213,7 +213,7 @@ def _encode(a):
     about = store_text(store, encoder).about
     print(f'{about["captions"]:,} different captions, read by {about["name"]}: {2e-6*about["rows"]*about["dim"]:,.1f} MB')
 
-# %% ../nbs/17_cli.ipynb #81046c60
+# %% ../nbs/17_cli.ipynb #a7113830
 @command('Show what is in a store.', STORE, arg('--show', metavar='PNG', help='also write the first pictures, decoded, to this file'), JSON)
 def _info(a):
     from latentfast.store import LatentStore
@@ -233,7 +233,7 @@ def _verify(a):
     if problems: raise ValueError(f'{a.store} has {len(problems)} problem{"s"*(len(problems)>1)}: '+'; '.join(problems))
     if not a.json: print(f'{a.store}: all shards are whole'+(' (sizes and headers only)' if a.quick else ', every checksum fits'))
 
-# %% ../nbs/17_cli.ipynb #5edd6684
+# %% ../nbs/17_cli.ipynb #b10ce2df
 @command(f'Train a classifier on the latents of a store, for the perceptual loss and for judging. {GOES_ON}',
     arg('store', help='a store with classes'), arg('out', help='folder for the classifier'),
     arg('--epochs', type=int, default=10, help='times through the training pictures'),
@@ -253,7 +253,7 @@ def _train_classifier(a):
     _finish(a.out, results=results)
     print(f'{a.out}: accuracy {results["accuracy"]:.1%} on {len(store.valid):,} held-out pictures, {len(store.classes)} classes')
 
-# %% ../nbs/17_cli.ipynb #d693656d
+# %% ../nbs/17_cli.ipynb #5f5a3790
 def _prompts(path):
     "The texts of a file, one a line"
     try: texts = [l.strip() for l in Path(path).read_text(encoding='utf-8').splitlines() if l.strip()]
@@ -264,7 +264,7 @@ def _prompts(path):
 
 def _share(texts, n): return [texts[i*len(texts)//n] for i in range(n)]  # n pictures shared out over the texts
 
-# %% ../nbs/17_cli.ipynb #42a0f897
+# %% ../nbs/17_cli.ipynb #e0c06d28
 @command(f'Train a diffusion model on the latents of a store. {GOES_ON}', STORE, arg('out', help='folder for the model'),
     arg('--epochs', type=int, default=20, help='times through the training pictures'),
     arg('--batch-size', type=int, default=64, help='latents in a batch'),
@@ -307,7 +307,7 @@ def _train(a):
     _finish(out, results=results)
     print(f'{out}: trained {a.epochs} epochs. Pictures: {out/"samples.png"}; while it trained: {out/"progress"}')
 
-# %% ../nbs/17_cli.ipynb #61fda459
+# %% ../nbs/17_cli.ipynb #272216b3
 def _file(path, what, *endings):
     path = Path(path)
     if path.suffix.lower() not in endings:
@@ -345,8 +345,10 @@ def _opened(path):
     arg('--negative-prompt', metavar='TEXT', help='what to move away from; wants a guidance scale above 1'),
     arg('--cond-image', metavar='PICTURE', help='the picture that tells a model what to make that was trained with a second store'),
     arg('--classifier', metavar='CLF', help='a classifier made by train-classifier, to steer a model that was trained without classes to --class'),
-    arg('--guidance-scale', type=float, help='how strongly to follow the class, prompt, picture or classifier; if not given 3 with one of these, else 1 '
-        'for not at all'),
+    arg('--weak', metavar='MODEL', help='a weaker model of the same latents, such as one trained for a tenth of the time: away from what it would draw'),
+    arg('--guidance-scale', type=float, help='how strongly to follow the class, prompt, picture or classifier, or to go away from --weak; if not given 3 '
+        'with one of the former, 1.5 with --weak, else 1 for not at all'),
+    arg('--start', type=int, default=0, help='number of the first picture: each has a seed of its own, so that machines can share a job'),
     arg('--video', metavar='FILE', help='also write a film (.webp, .gif or .png) of the pictures as they form'),
     arg('--strip', metavar='PICTURE', help='also write a strip of the pictures as they form'),
     arg('--tile', action='store_true', help='decode in tiles, for large pictures'),
@@ -359,8 +361,8 @@ def _sample(a):
     if a.n<1: raise ValueError(f'-n {a.n}: give the number of pictures, 1 or more.')
     out = Path(a.out)
     if out.suffix: _picture(out)
-    elif out.exists() and (not out.is_dir() or {p.name for p in out.iterdir()}-{f'{i:05d}.png' for i in range(a.n)}):
-        raise ValueError(f'{out} holds something else, or more than {a.n} pictures: give a new folder, or a file such as {out}.png.')
+    elif out.exists() and (not out.is_dir() or {p.name for p in out.iterdir()}-{f'{a.start+i:05d}.png' for i in range(a.n)}):
+        raise ValueError(f'{out} holds something else, or other pictures than these {a.n}: give a new folder, or a file such as {out}.png.')
     if a.video: _file(a.video, 'film', '.webp', '.gif', '.png')
     if a.strip: _picture(a.strip)
     if not a.init:
@@ -379,19 +381,20 @@ def _sample(a):
     if prompts: kw['prompt'] = _share(prompts, a.n)
     if a.negative_prompt is not None: kw['negative_prompt'] = a.negative_prompt
     if a.cond_image: kw['cond_image'] = _opened(a.cond_image)
-    scale = a.guidance_scale if a.guidance_scale is not None else 3. if {'classifier','label','prompt','negative_prompt','cond_image'}&{*kw} else 1.
+    if a.weak: kw['weak'] = a.weak
+    scale = a.guidance_scale if a.guidance_scale is not None else 1.5 if a.weak else 3. if {'classifier','label','prompt','negative_prompt','cond_image'}&{*kw} else 1.
     x = pipe(a.n, num_inference_steps=a.steps, slice_size=a.batch_size, guidance_scale=scale, precision=None if a.precision=='float32' else 'auto',
-             output_type='pt', **_settings(a, 'seed eta sampler size spacing t_max tile'), **kw).images
+             output_type='pt', **_settings(a, 'seed eta sampler size spacing t_max tile start'), **kw).images
     if out.suffix: grid_image(x).save(out)
     else:
         from PIL import Image
         out.mkdir(parents=True, exist_ok=True)
-        for i,p in enumerate(to_uint8(x)): Image.fromarray(p).save(out/f'{i:05d}.png')
+        for i,p in enumerate(to_uint8(x)): Image.fromarray(p).save(out/f'{a.start+i:05d}.png')
     print(f'{a.n} pictures: {out}')
     if a.video: print(f'the way there: {save_animation(a.video, steps, pipe.decode)}')
     if a.strip: show_steps([s[:8] for s in steps], pipe.decode).save(a.strip); print(f'the way there: {a.strip}')
 
-# %% ../nbs/17_cli.ipynb #3a3ee278
+# %% ../nbs/17_cli.ipynb #82daa799
 @command('Score models against the pictures of a store, side by side: FID, KID, precision, recall, density and coverage.',
     arg('model', nargs='+', help='models made by train, or folders of pictures that another library sampled'), STORE,
     arg('--features', nargs='+', default=['latents'], metavar='F', help="latents (averaged to 8x8), a classifier's folder, timm:NAME or inception, "
@@ -411,7 +414,7 @@ def _evaluate(a):
     print('\n\n'.join(f'{s["name"]}\n{score_text(s)}' for s in scores))
     if a.out: print(f'\npictures and tables: {a.out}')
 
-# %% ../nbs/17_cli.ipynb #3078b66a
+# %% ../nbs/17_cli.ipynb #88ba00a6
 @command('Try a model on a page in the browser. Ctrl-C ends it.',
     arg('model', help='a model made by train, or a hub id'),
     arg('--classifier', metavar='CLF', help='a classifier made by train-classifier, that steers a model that was trained without classes'),
@@ -423,7 +426,7 @@ def _play(a):
     if a.port is not None and not 1<=a.port<=65535: raise ValueError(f'--port {a.port}: give a number from 1 to 65535.')
     play(a.model, a.classifier, host=a.host, port=a.port, browser=a.browser)
 
-# %% ../nbs/17_cli.ipynb #06cc2c71
+# %% ../nbs/17_cli.ipynb #c2407f04
 @command('Print what lets the Tab key of a shell complete this command. Such as: latentfast completion bash > '
          '~/.local/share/bash-completion/completions/latentfast', arg('shell', choices=['bash','zsh'], help='the shell'))
 def _completion(a):
@@ -435,7 +438,7 @@ def _completion(a):
             if o.type is None and o.nargs!=0 and not o.choices: o.complete = shtab.FILE
     print(shtab.complete(top, a.shell))
 
-# %% ../nbs/17_cli.ipynb #6a5f8617
+# %% ../nbs/17_cli.ipynb #00821b96
 MAP = '''A project's way; each takes what those before it made:
 
   latentfast demo                                        # everything at once, on rendered scenes
@@ -449,7 +452,7 @@ MAP = '''A project's way; each takes what those before it made:
   latentfast evaluate MODEL STORE --features CLF
   latentfast play MODEL                                  # try it in the browser'''
 
-# %% ../nbs/17_cli.ipynb #9e6ebcf7
+# %% ../nbs/17_cli.ipynb #635d975e
 def parser():
     "The `latentfast` command's parser"
     class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -463,7 +466,7 @@ def parser():
         for names,kwargs in args: p.add_argument(*names, **kwargs)
     return top
 
-# %% ../nbs/17_cli.ipynb #bf19c5f2
+# %% ../nbs/17_cli.ipynb #9d3fd96d
 def main(
     argv=None # Arguments; the command line's if not given
 ) -> int:     # Exit status

@@ -188,6 +188,10 @@ def test_a_class_is_drawn(told, model):
     assert (drawn(model)!=drawn(model, '--class', 'red cube', '--classifier', told/'clf')).any()
     assert 'red cube' in one_line_error('sample', told/'by-class', told/'x.png', '--class', 'red dog')
 
+def test_a_picture_is_drawn_by_itself_and_away_from_a_weaker_model(told, model):
+    assert (drawn(model, '--start', 1, n=1)==drawn(model)[1:]).all()
+    assert (drawn(model)!=drawn(model, '--weak', told/'by-class')).any()
+
 def test_prompts_are_drawn(told):
     assert (told/'by-text'/'progress'/'strip.png').exists()
     both = drawn(told/'by-text', '--prompt', PROMPTS[0], '--prompt', PROMPTS[1])
@@ -218,7 +222,7 @@ def test_how_pictures_are_drawn(model, tmp_path):
     for args in (('--eta',.5), ('--sampler','ddpm'), ('--spacing','leading'), ('--t-max',.9), ('--seed',1)): assert (plain!=drawn(model, *args)).any(), args
     out = tmp_path/'out'
     for n in (1,2): latentfast('sample', model, out, '-n', n, '--steps', 2)
-    assert 'more than 1' in one_line_error('sample', model, out, '-n', 1) and sorted(f.name for f in out.iterdir())==['00000.png','00001.png']
+    assert 'other pictures than these 1' in one_line_error('sample', model, out, '-n', 1) and sorted(f.name for f in out.iterdir())==['00000.png','00001.png']
 
 def test_figures_for_scripts(work):
     assert json.loads(latentfast('info', work/'store', '--json').stdout)['counts']=={'train': 180, 'valid': 20}
