@@ -75,3 +75,9 @@ def test_no_page_says_that_it_is_on_pypi():
     for p in (ROOT/'README.md', ROOT/'CONTRIBUTING.md', *(ROOT/'nbs').rglob('*.ipynb')):
         found = re.findall(r"pip install (?:-\S+ )*'?latentfast(?![\[\w]| @).*", p.read_text(encoding='utf-8'))
         assert not found, f'{p.name}: {found}'
+
+def test_outputs_name_no_folder_of_a_machine():
+    for p in (ROOT/'nbs').rglob('*.ipynb'):
+        for cell in json.loads(p.read_text(encoding='utf-8'))['cells']:
+            shown = ''.join(''.join(o.get('text', o.get('data', {}).get('text/plain', ''))) for o in cell.get('outputs', []))
+            assert not re.search(r'(?<![\w.])/(tmp|home|root|work|Users|var)/\w', shown), f'{p.name}: {shown[:200]}'
