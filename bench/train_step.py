@@ -2,14 +2,14 @@
 
     python bench/train_step.py [--quick] [--case CASE ...]
 
-unet_small, unet_course (samples/s): `diffusion_learner` with its defaults, against
+unet_small, unet_small_32, unet_course_32 (samples/s): `diffusion_learner` with its defaults, against
   eager_fp32                    the same network in the course's loop: float32, AdamW, nothing else
   diffusers_unet2d              diffusers' UNet2DModel of about the same size, as its training script has it: float32, AdamW, EMA
   denoising_diffusion_pytorch   lucidrains' Unet of about the same size, with GaussianDiffusion's own loss; left out where it isn't installed
 perceptual_pooled, perceptual_layers, perceptual_decoder (s): a step of unet_small with the loss (of the classifier `small`, the targets known
   from the cache), against
   mse_only                      the same without it
-Latents are 4x8x8, 64 a batch (16 for unet_course), random: a step's time doesn't depend on what they show.
+Latents are 4x8x8, 64 a batch, or 4x32x32, 16 a batch, random: a step's time doesn't depend on what they show.
 """
 import argparse, copy, tempfile, warnings
 from pathlib import Path
@@ -39,7 +39,7 @@ class Steps:
                 with torch.no_grad():
                     for a,p in zip(self.average.parameters(), self.net.parameters()): a.lerp_(p, .001)
 
-def eager(size, bs):
+def eager(size, bs, hw):
     "The course's loop: noise, predict, MSE, AdamW, in float32"
     from latentfast.schedule import abar, add_noise
     from latentfast.unet import LatentUNet
@@ -47,24 +47,24 @@ def eager(size, bs):
     def loss(net, x0):
         t, eps = torch.rand(bs)*.999, torch.randn_like(x0)
         return F.mse_loss(net(add_noise(x0, eps, abar(t)), t*1000).sample, eps)
-    return Steps(net, loss, torch.optim.AdamW(net.parameters(), 1e-3), bs)
+    return Steps(net, loss, torch.optim.AdamW(net.parameters(), 1e-3), bs, hw)
 
-def diffusers_unet2d(size, bs):
+def diffusers_unet2d(size, bs, hw):
     from diffusers import DDPMScheduler, UNet2DModel
-    widths, layers = dict(unet_small=((64,128,192), 2), unet_course=((224,448,672,672), 2))[size]
-    net = UNet2DModel(sample_size=8, in_channels=4, out_channels=4, layers_per_block=layers, block_out_channels=widths, norm_num_groups=32,
+    widths = dict(small=(64,128,192), course=(224,448,672,672))[size]
+    net = UNet2DModel(sample_size=hw, in_channels=4, out_channels=4, layers_per_block=2, block_out_channels=widths, norm_num_groups=32,
                       down_block_types=('DownBlock2D',)+('AttnDownBlock2D',)+('DownBlock2D',)*(len(widths)-2), up_block_types=('UpBlock2D',)*(len(widths)-2)+('AttnUpBlock2D','UpBlock2D'))
     scheduler = DDPMScheduler(1000)
     def loss(net, x0):
         t, eps = torch.randint(0, 1000, (bs,)), torch.randn_like(x0)
         return F.mse_loss(net(scheduler.add_noise(x0, eps, t), t).sample, eps)
-    return Steps(net, loss, torch.optim.AdamW(net.parameters(), 1e-4, betas=(.95,.999), weight_decay=1e-6), bs, ema=True)
+    return Steps(net, loss, torch.optim.AdamW(net.parameters(), 1e-4, betas=(.95,.999), weight_decay=1e-6), bs, hw, ema=True)
 
-def lucidrains(size, bs):
+def lucidrains(size, bs, hw):
     try: from denoising_diffusion_pytorch import GaussianDiffusion, Unet
     except ImportError: print('denoising_diffusion_pytorch is not installed, so it is left out: pip install denoising-diffusion-pytorch'); return None
-    net = GaussianDiffusion(Unet(dim=dict(unet_small=32, unet_course=112)[size], dim_mults=(1,2,4), channels=4, flash_attn=False), image_size=8, timesteps=1000, auto_normalize=False)
-    return Steps(net, lambda net, x0: net(x0), torch.optim.Adam(net.parameters(), 1e-4), bs)
+    net = GaussianDiffusion(Unet(dim=dict(small=32, course=112)[size], dim_mults=(1,2,4), channels=4, flash_attn=False), image_size=hw, timesteps=1000, auto_normalize=False)
+    return Steps(net, lambda net, x0: net(x0), torch.optim.Adam(net.parameters(), 1e-4), bs, hw)
 
 def learner(store, size, bs, **kwargs):
     "`n` steps of a `diffusion_learner`, without validation"
@@ -86,20 +86,20 @@ def run(quick=False, cases=()):
     steps, runs, out = (8, 2, []) if quick else (20, 5, [])
     with tempfile.TemporaryDirectory() as tmp:
         store = make_store(Path(tmp)/'store', 64*64)
-        def case(name): return name in cases if cases else name!='unet_course' or not quick
-        for name,size,bs in ('unet_small','small',64), ('unet_course','course',16):
+        large = make_store(Path(tmp)/'large', 64*16, 32)
+        def case(name): return name in cases if cases else name=='unet_small' or not quick
+        for name,size,bs,hw,k in ('unet_small','small',64,8,steps), ('unet_small_32','small',16,32,steps//2), ('unet_course_32','course',16,32,1):
             if not case(name): continue
-            k = steps if size=='small' else 2
-            ours = learner(store, size, bs)
-            for peer,make in ('eager_fp32',lambda: eager(size, bs)), ('diffusers_unet2d',lambda: diffusers_unet2d(name, bs)), ('denoising_diffusion_pytorch',lambda: lucidrains(name, bs)):
-                if (theirs := make()) is None: continue
+            ours = learner(large if hw==32 else store, size, bs)
+            for peer,make in ('eager_fp32',eager), ('diffusers_unet2d',diffusers_unet2d), ('denoising_diffusion_pytorch',lucidrains):
+                if (theirs := make(size, bs, hw)) is None: continue
                 print(f'{peer}: {sum(p.numel() for p in theirs.net.parameters())/1e6:.2f} M parameters, ours {ours.params/1e6:.2f} M')
-                out.append(compare('train_step', name, peer, 'samples/s', lambda: ours(k), lambda: theirs(k), count=k*bs, runs=runs if size=='small' else min(runs, 3)))
+                out.append(compare('train_step', name, peer, 'samples/s', lambda: ours(k), lambda: theirs(k), count=k*bs, runs=runs if size=='small' else 2))
         net = LatentClassifier.from_size('small', n_classes=10, latent_size=8)
         decoder = lambda: PerceptualLoss(DecoderFeatures(LatentCodec.from_pretrained('tiny'), store.normalizer), layers=[0,1], norm='target')
         losses = dict(perceptual_pooled=lambda: PerceptualLoss(net), perceptual_layers=lambda: PerceptualLoss(net, layers=[-3,-2,-1]), perceptual_decoder=decoder)
         for name,loss in losses.items():
-            if not case(name): continue
+            if cases and name not in cases: continue
             mse, both = learner(store, 'small', 64), learner(store, 'small', 64, perceptual=loss())
             out.append(compare('train_step', name, 'mse_only', 's', lambda: both(steps), lambda: mse(steps), runs=runs))
             out[-1].update(ours=out[-1]['ours']/steps, theirs=out[-1]['theirs']/steps)
@@ -107,7 +107,7 @@ def run(quick=False, cases=()):
 
 if __name__=='__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--quick', action='store_true', help='few steps; without unet_course')
+    p.add_argument('--quick', action='store_true', help='few steps; only unet_small and the losses')
     p.add_argument('--case', nargs='*', default=(), help='only these cases')
     a = p.parse_args()
     warnings.filterwarnings('ignore')

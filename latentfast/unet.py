@@ -6,7 +6,7 @@
 __all__ = ['SIZES', 'timestep_embedding', 'EmbResBlock', 'SelfAttention2D', 'CrossAttention2D', 'DownBlock', 'UpBlock',
            'LatentUNet', 'unet_params']
 
-# %% ../nbs/08_unet.ipynb #ccdb4972
+# %% ../nbs/08_unet.ipynb #ad831cb0
 import math
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
@@ -16,7 +16,7 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from diffusers.utils import is_accelerate_available
 from .conditioning import CaptionEncoder
 
-# %% ../nbs/08_unet.ipynb #a0e96e85
+# %% ../nbs/08_unet.ipynb #b1894282
 def timestep_embedding(
     timestep:Tensor,      # Timesteps [B], 0..999, fractions allowed
     n:int,                # Numbers a timestep; even
@@ -27,7 +27,7 @@ def timestep_embedding(
     a = timestep[:,None].float()*freq
     return torch.cat([a.sin(), a.cos()], 1)
 
-# %% ../nbs/08_unet.ipynb #0d722d1b
+# %% ../nbs/08_unet.ipynb #98f403b6
 def _norm(nf, n_groups): return nn.GroupNorm(math.gcd(nf, n_groups), nf)
 
 def _zero(m):
@@ -40,7 +40,7 @@ class EmbResBlock(nn.Module):
         n_emb:int,       # Width of the timestep's embedding
         ni:int,          # Channels in
         nf:int,          # Channels out
-        n_groups:int=8,  # Groups of its norms, at most
+        n_groups:int=4,  # Groups of its norms, at most
         head_dim:int=0,  # Channels a head of the attention that follows; 0 for no attention
         context_dim:int=0, # Width of a text's states, for cross-attention after it; 0 for none
         cross_dim:int=32 # Channels a head of the cross-attention
@@ -60,7 +60,7 @@ class EmbResBlock(nn.Module):
         x = self.attn(self.idconv(x) + self.conv2(F.silu(h)))
         return x if self.cross is None else self.cross(x, *context)
 
-# %% ../nbs/08_unet.ipynb #3e86b5a6
+# %% ../nbs/08_unet.ipynb #b295ee38
 def _attend(q, k, v, mask=None):
     "softmax(QKᵀ/√d)·V for q, k, v [B,heads,places,d]; mask [B,1,1,places] is True where there is something to look at"
     if not (q.device.type=='cpu' and q.dtype==torch.bfloat16 and q.requires_grad): return F.scaled_dot_product_attention(q, k, v, mask)
@@ -86,7 +86,7 @@ class SelfAttention2D(nn.Module):
         o = _attend(q, k, v).transpose(1,2).reshape(b, h*w, c)
         return x + self.proj(o).view(b, h, w, c).permute(0,3,1,2)
 
-# %% ../nbs/08_unet.ipynb #398b4429
+# %% ../nbs/08_unet.ipynb #565ee7a1
 class CrossAttention2D(nn.Module):
     "x + multi-head attention from all places of x [B,C,h,w] to a text's states. LDM, section 3.3; zero-initialised. ValueError if the heads don't fit"
     def __init__(self,
@@ -110,10 +110,10 @@ class CrossAttention2D(nn.Module):
         o = _attend(heads(q), heads(k), heads(v), None if mask is None else mask[:,None,None]).transpose(1,2).reshape(b, h*w, c)
         return x + self.proj(o).view(b, h, w, c).permute(0,3,1,2)
 
-# %% ../nbs/08_unet.ipynb #809408ec
+# %% ../nbs/08_unet.ipynb #0446a795
 SIZES = dict(tiny=dict(nfs=(32,64,128), num_layers=1, attn_levels=(1,)),
              small=dict(nfs=(64,128,192), num_layers=2, attn_levels=(1,)),
-             base=dict(nfs=(128,256,384,512), num_layers=2, attn_levels=(2,3), head_dim=64, n_groups=32),
+             base=dict(nfs=(128,256,384,512), num_layers=2, attn_levels=(2,3), head_dim=64, n_groups=8),
              course=dict(nfs=(224,448,672,896), num_layers=1, n_groups=32))
 
 class DownBlock(nn.Module):
@@ -154,7 +154,7 @@ class UpBlock(nn.Module):
         for resnet in self.resnets: x = resnet(torch.cat([x, pile.pop()], 1), emb, context)
         return x if self.up is None else self.up(F.interpolate(x, scale_factor=2.))
 
-# %% ../nbs/08_unet.ipynb #63488315
+# %% ../nbs/08_unet.ipynb #b27a4441
 class LatentUNet(ModelMixin, ConfigMixin):
     "The U-Net of course notebooks 26 and 28 for latents. ValueError for widths and heads that don't fit"
     __getattr__ = nn.Module.__getattr__  # diffusers' own also looks into the config, where fastai's `learn.values` would find a dict's method
@@ -166,7 +166,7 @@ class LatentUNet(ModelMixin, ConfigMixin):
         num_layers:int=1,         # Blocks a level on the way down; one more on the way up
         attn_levels:tuple=(),     # Levels with self-attention, 0 the first and largest
         head_dim:int=32,          # Channels a head of the attention; divides the widths of `attn_levels`
-        n_groups:int=8,           # Groups of the norms, at most; 32 take a fifth longer than 8 on a CPU in channels_last
+        n_groups:int=4,           # Groups of the norms, at most; with less than 16 channels in each they are slow on a CPU
         sample_size:int=None,     # h of the latents that it is trained on; kept for the sampler
         objective:str='v',        # What it's trained to answer, 'eps', 'v', 'x0', 'flow' or 'karras'; kept for the sampler
         schedule:str='cosine',    # Noise schedule that it's trained with, one of `SCHEDULES`; kept for the sampler
@@ -278,7 +278,7 @@ class LatentUNet(ModelMixin, ConfigMixin):
         "A saved U-Net. Reads safetensors only, never a pickle"
         return super().from_pretrained(path, **dict(low_cpu_mem_usage=is_accelerate_available())|kw|dict(use_safetensors=True))
 
-# %% ../nbs/08_unet.ipynb #ef5df18a
+# %% ../nbs/08_unet.ipynb #3f633144
 def unet_params(
     nfs,               # Width of each level
     num_layers:int=1,  # Blocks a level on the way down
