@@ -29,7 +29,7 @@ def no_condition(
     "What stands for no condition, in the form of `cond`"
     def nothing(k, v):
         none = torch.full_like(v, -1 if k=='label' else 0)
-        return none if where is None else torch.where(where.to(v.device).view(-1, *[1]*(v.ndim-1)), none, v)
+        return none if where is None else torch.where(where.to(v.device, non_blocking=True).view(-1, *[1]*(v.ndim-1)), none, v)
     return {k: nothing(k, v) for k,v in cond.items()}
 
 # %% ../nbs/07_conditioning.ipynb #89d5cf34

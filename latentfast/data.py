@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['NormalizeLatents', 'LatentDL', 'LatentDataLoaders', 'latent_dls']
 
-# %% ../nbs/04_data.ipynb #c27351f6
+# %% ../nbs/04_data.ipynb #4d1e3e9f
 import random, warnings
 from functools import cached_property
 import numpy as np, torch
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import CategoryMap
+from fastai.torch_core import to_device
 from fastcore.basics import chunked
 from fasttransform import ItemTransform
 from torch import Tensor
@@ -18,7 +19,7 @@ from .autoencoder import LatentCodec, show_images
 from .conditioning import conditions
 from .store import LatentDataset, LatentStore
 
-# %% ../nbs/04_data.ipynb #e637f5ff
+# %% ../nbs/04_data.ipynb #5b14fba3
 class NormalizeLatents(ItemTransform):
     "Batch transform `(z, y)` to `(normalised z, y)`; `decode` takes it back"
     def __init__(self,
@@ -27,7 +28,7 @@ class NormalizeLatents(ItemTransform):
     def encodes(self, b): return (self.normalizer.normalize(b[0]), *b[1:])
     def decodes(self, b): return (self.normalizer.denormalize(b[0]), *b[1:])
 
-# %% ../nbs/04_data.ipynb #f5a7a652
+# %% ../nbs/04_data.ipynb #7b3b695f
 class LatentDL(TfmdDL):
     "A fastai `DataLoader` over a `LatentDataset` that gathers whole batches"
     def __init__(self,
@@ -64,7 +65,8 @@ class LatentDL(TfmdDL):
     def _batch(self, idxs):
         self._rows = torch.as_tensor(np.asarray(idxs))
         b = self.dataset.__getitems__(idxs)
-        return (*b, {k: v for c in self.conds for k,v in c(self.dataset, idxs).items()}) if self.conds else b
+        if self.conds: b = *b, {k: v for c in self.conds for k,v in c(self.dataset, idxs).items()}
+        return b if self.device is None or self.fake_l.num_workers else to_device(b, self.device, non_blocking=True)  # fastai would wait for the device
 
     def new(self, *args, **kwargs):
         res = super().new(*args, **{'conds': self.conds, **kwargs})
@@ -90,7 +92,7 @@ class LatentDL(TfmdDL):
         titles = [f'{t}\n{p}' for t,p in zip(self._titles(b[1][:max_n]), self._titles(preds[:max_n]))]
         show_images(self.pictures(b, max_n), ncol=ncol, titles=titles)
 
-# %% ../nbs/04_data.ipynb #9ff8a8d4
+# %% ../nbs/04_data.ipynb #b48fe703
 class LatentDataLoaders(DataLoaders):
     "fastai `DataLoaders` that know their `store`, `normalizer`, `classes`, conditions (`conds`) and, when first asked, their `codec`"
     def __init__(self, *loaders,
@@ -109,12 +111,12 @@ class LatentDataLoaders(DataLoaders):
         self.store.check_codec(codec)
         return codec
 
-# %% ../nbs/04_data.ipynb #fedfb039
+# %% ../nbs/04_data.ipynb #0393721f
 LatentDL.codec = property(lambda self: self.owner.codec)
 LatentDL.classes = property(lambda self: self.dataset.store.classes)
 LatentDL.vocab = property(lambda self: self.owner.vocab)
 
-# %% ../nbs/04_data.ipynb #b12108b9
+# %% ../nbs/04_data.ipynb #fc9a4781
 def latent_dls(
     store,              # A `LatentStore` or its folder
     bs:int=64,          # Latents in a batch

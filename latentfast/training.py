@@ -6,7 +6,7 @@
 __all__ = ['Noising', 'Perceptual', 'PerceptualTerm', 'power_gamma', 'EMA', 'NaNGuard', 'SampleProgress', 'DiffusionLearner',
            'diffusion_learner']
 
-# %% ../nbs/11_training.ipynb #10d03c43
+# %% ../nbs/11_training.ipynb #7efbaa78
 import math, warnings
 from copy import deepcopy
 from functools import partial
@@ -23,7 +23,7 @@ from fastcore.basics import listify
 from fastcore.meta import delegates
 from fastcore.xtras import join_path_file
 from .autoencoder import grid_image, show_images
-from .callbacks import AutocastLearner, AutoPrecision, EpochSeed, fused_adamw
+from .callbacks import AutocastLearner, AutoPrecision, EpochSeed, LateNumber, fused_adamw
 from .classifier import LatentClassifier
 from .conditioning import ConditionDropout, TextCondition, describe, no_condition
 from .data import LatentDL, NormalizeLatents
@@ -34,7 +34,7 @@ from .store import LatentDataset
 from .schedule import SAMPLE_T, abar, add_noise, loss_weight, sample_t, snr, t_to_timestep, target, to_x0
 from .unet import LatentUNet
 
-# %% ../nbs/11_training.ipynb #291a49f9
+# %% ../nbs/11_training.ipynb #928abea5
 class Noising(Callback):
     "Turn a batch of latents into noised latents, timesteps and the objective's target"
     order = 5
@@ -60,9 +60,9 @@ class Noising(Callback):
         t = sample_t(b*n, self.t_sampling if self.training else 'stratified', generator=gen, device='cpu', schedule=self.schedule)[r*b:(r+1)*b]
         eps = torch.randn(b*n, *x0.shape[1:], generator=gen, device=where)[r*b:(r+1)*b].to(x0)
         ab = abar(t, self.schedule)  # on the CPU, where looking at it costs nothing
-        self.snr, self.abar = snr(ab), ab.to(x0.device)
+        self.snr, self.abar = snr(ab), ab.to(x0.device, non_blocking=True)
         self.xt = add_noise(x0, eps, self.abar)
-        self.learn.xb = (self.xt, t_to_timestep(t).to(x0.device), *cond)
+        self.learn.xb = (self.xt, t_to_timestep(t).to(x0.device, non_blocking=True), *cond)
         self.learn.yb = (target(x0, eps, self.abar, self.objective),)
     def after_pred(self):
         if hasattr(self.pred, 'sample'): self.learn.pred = self.pred.sample
@@ -74,7 +74,7 @@ class Noising(Callback):
     @property
     def x0_pred(self): return to_x0(self.pred.float(), self.xt, self.abar, self.objective)
 
-# %% ../nbs/11_training.ipynb #26879b1b
+# %% ../nbs/11_training.ipynb #6adbd1d7
 class Perceptual(Callback):
     "Add losses on features to the gradient"
     order = Noising.order+.5  # before GradientAccumulation, which takes its part of the whole
@@ -91,7 +91,7 @@ class Perceptual(Callback):
         device = next(self.model.parameters()).device
         for l in self.losses: l.net.to(device)
         for l in self.alignments: l.prepare(get_model(self.model), torch.zeros(1, *self.dls.store.latent_shape, device=device)); l.opt.zero_grad()
-        self.steps = {n: [] for n in self.names}  # each term at each training step
+        self.steps, self.late = ({n: make() for n in self.names} for make in (list, LateNumber))  # each term at each training step
         if rank_distrib(): distrib_barrier()  # the first process makes the files
         self.known = {id(dl.dataset): [l.targets(dl.dataset) for l in self.losses] for dl in self.dls.loaders[:2] if self._fixed(dl)}
         if not rank_distrib(): distrib_barrier()
@@ -107,7 +107,7 @@ class Perceptual(Callback):
         "For each loss a function from sample numbers to activations, or None"
         ds = getattr(self.dl, 'dataset', None)  # `summary` gives a list of one batch
         if rows is None or id(ds) not in self.known: return [None]*len(self.losses)
-        rows = rows.to(x0.device)
+        rows = rows.to(x0.device, non_blocking=True)
         if self.unchecked:
             self.unchecked, z = False, ds.store.normalizer.normalize(ds.__getitems__(rows.cpu().numpy())[0])
             if not torch.allclose(z, x0.cpu().float(), atol=1e-3):
@@ -139,7 +139,7 @@ class Perceptual(Callback):
         for l in self.alignments: l.opt.zero_grad() if hasattr(self.learn, 'lr_finder') else l.step()
     def after_batch(self):
         if not self.training: return
-        for k,v in self.terms.items(): self.steps[k].append(float(v))
+        for k,v in self.terms.items(): self.steps[k].append(float(self.late[k](v)))
 
     def state_dict(self): return dict(steps=self.steps, **{str(i): l.state_dict() for i,l in enumerate(self.losses) if isinstance(l, Alignment)})
     def load_state_dict(self, state):
@@ -162,7 +162,7 @@ class PerceptualTerm(Metric):
     @property
     def value(self): return float(self.total)/self.n if self.n else None
 
-# %% ../nbs/11_training.ipynb #eb39c55c
+# %% ../nbs/11_training.ipynb #0acff059
 def power_gamma(
     width:float  # Relative width of the average, above 0 and below .28
 ) -> float:      # The exponent γ, above 0
@@ -170,7 +170,7 @@ def power_gamma(
     if not 0<width<12**-.5: raise ValueError(f'The relative width of an average lies between 0 and {12**-.5:.3f}, for example .1; {width} was given.')
     return float(np.roots([1, 7, 16-width**-2, 12-width**-2]).real.max())
 
-# %% ../nbs/11_training.ipynb #52cde3c5
+# %% ../nbs/11_training.ipynb #244b2d46
 class EMA(Callback):
     "Keep a moving average of the weights, and validate with it"
     order = 48
@@ -201,24 +201,28 @@ class EMA(Callback):
         if self.average is None: self.average = deepcopy(get_model(self.model)).eval().requires_grad_(False)
         self.average.load_state_dict(state['model'])
 
-# %% ../nbs/11_training.ipynb #28b46ca2
+# %% ../nbs/11_training.ipynb #02e0c2fe
 class NaNGuard(Callback):
     "Clip the gradient's norm; stop with `FloatingPointError` before a step that isn't finite"
     order, run_valid = GradientClip.order, False
     def __init__(self,
         clip:float=1.  # Largest norm of the gradient; None for any
     ): self.clip = clip
+    def before_fit(self): self.late = LateNumber()
     def before_step(self):
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip or math.inf)
+        norm, opt = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip or math.inf), getattr(self.opt, 'opt', None)
+        late = norm.is_cuda and opt is not None and bool(opt.defaults.get('fused'))
+        if late: opt.found_inf, norm = (~norm.isfinite()).float(), self.late(norm)
         if norm.isfinite(): return
         self.opt.zero_grad()
         if hasattr(self.learn, 'lr_finder'): raise CancelFitException()
         parts = {'the MSE': self.loss, **getattr(getattr(self.learn, 'perceptual', None), 'terms', {})}
-        what = ' and '.join(k for k,v in parts.items() if not v.isfinite()) or 'the gradient (the losses are finite)'
-        raise FloatingPointError(f'Step {self.train_iter+1} (epoch {self.epoch}): {what} is not finite, so the step was not made. Weights, average and optimiser '
-                                 f'are those of step {self.train_iter}. The learning rate was {self.opt.hypers[-1]["lr"]:.2g}: try a lower one.')
+        what = 'a loss or the gradient' if late else ' and '.join(k for k,v in parts.items() if not v.isfinite()) or 'the gradient (the losses are finite)'
+        step = self.train_iter+1-late
+        raise FloatingPointError(f'Step {step} (epoch {self.epoch}): {what} is not finite, so the step was not made. Weights, average and optimiser '
+                                 f'are those of step {step-1}. The learning rate was {self.opt.hypers[-1]["lr"]:.2g}: try a lower one.')
 
-# %% ../nbs/11_training.ipynb #f3c21baa
+# %% ../nbs/11_training.ipynb #2be3fcc3
 class SampleProgress(Callback):
     "Sample pictures from the same seeds every so many epochs or steps; `.history` keeps [(epoch or step, latents)]"
     order = 55
@@ -273,7 +277,7 @@ class SampleProgress(Callback):
     def state_dict(self): return dict(history=[[e,z] for e,z in self.history])
     def load_state_dict(self, state): self.history = [(e,z) for e,z in state['history']]
 
-# %% ../nbs/11_training.ipynb #254a149b
+# %% ../nbs/11_training.ipynb #6f6cb742
 class DiffusionLearner(AutocastLearner):
     "A fastai `Learner` that samples; made by `diffusion_learner`"
     def __getattr__(self, k):
@@ -366,7 +370,7 @@ class DiffusionLearner(AutocastLearner):
         if self.dls.conds: kwargs = {'cond': real[-1], **kwargs}
         show_images(torch.cat([self.dls.train.pictures(real, max_n), self.sample(len(real[0]), steps=steps, seed=seed, progress=False, **kwargs)]), ncol=max_n)
 
-# %% ../nbs/11_training.ipynb #4eb960d9
+# %% ../nbs/11_training.ipynb #4f77b4f5
 def _check_told(model, told):
     "Raise ValueError unless the loaders' conditions are those that the model takes"
     kinds = dict(n_classes='class', context_dim='text', cond_channels='STORE')
@@ -377,7 +381,7 @@ def _check_told(model, told):
         if k!='words': raise ValueError(f'The data have a condition that the model does not take: make it with {k}={v}, or leave it out and have it made.')
         raise ValueError("The model's own text encoder has another vocabulary than these captions: make the model with words=dls.conds[0].tokenizer.words.")
 
-# %% ../nbs/11_training.ipynb #be352c2f
+# %% ../nbs/11_training.ipynb #c743be37
 def diffusion_learner(
     dls,                      # `LatentDataLoaders`
     model=None,               # A network (xt, timestep) -> answer, such as `LatentUNet` or diffusers' `UNet2DModel`; a `LatentUNet` of `size` if not given
