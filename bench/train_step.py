@@ -2,14 +2,14 @@
 
     python bench/train_step.py [--quick] [--case CASE ...]
 
-unet_small, unet_small_32, unet_course_32 (samples/s): `diffusion_learner` with its defaults, against
+unet_small, unet_small_32, unet_course (samples/s): `diffusion_learner` with its defaults, against
   eager_fp32                    the same network in the course's loop: float32, AdamW, nothing else
   diffusers_unet2d              diffusers' UNet2DModel of about the same size, as its training script has it: float32, AdamW, EMA
   denoising_diffusion_pytorch   lucidrains' Unet of about the same size, with GaussianDiffusion's own loss; left out where it isn't installed
 perceptual_pooled, perceptual_layers, perceptual_decoder (s): a step of unet_small with the loss (of the classifier `small`, the targets known
   from the cache), against
   mse_only                      the same without it
-Latents are 4x8x8, 64 a batch, or 4x32x32, 16 a batch, random: a step's time doesn't depend on what they show.
+Latents are 4x8x8, 64 a batch, or for unet_small_32 and unet_course 4x32x32, 16 a batch, all random: a step's time doesn't depend on what they show.
 """
 import argparse, copy, tempfile, warnings
 from pathlib import Path
@@ -88,7 +88,7 @@ def run(quick=False, cases=()):
         store = make_store(Path(tmp)/'store', 64*64)
         large = make_store(Path(tmp)/'large', 64*16, 32)
         def case(name): return name in cases if cases else name=='unet_small' or not quick
-        for name,size,bs,hw,k in ('unet_small','small',64,8,steps), ('unet_small_32','small',16,32,steps//2), ('unet_course_32','course',16,32,1):
+        for name,size,bs,hw,k in ('unet_small','small',64,8,steps), ('unet_small_32','small',16,32,steps//2), ('unet_course','course',16,32,1):
             if not case(name): continue
             ours = learner(large if hw==32 else store, size, bs)
             for peer,make in ('eager_fp32',eager), ('diffusers_unet2d',diffusers_unet2d), ('denoising_diffusion_pytorch',lucidrains):

@@ -6,7 +6,7 @@
 __all__ = ['SIZES', 'timestep_embedding', 'EmbResBlock', 'SelfAttention2D', 'CrossAttention2D', 'DownBlock', 'UpBlock',
            'LatentUNet', 'unet_params']
 
-# %% ../nbs/08_unet.ipynb #ad831cb0
+# %% ../nbs/08_unet.ipynb #8f203db3
 import math
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
@@ -16,7 +16,7 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from diffusers.utils import is_accelerate_available
 from .conditioning import CaptionEncoder
 
-# %% ../nbs/08_unet.ipynb #b1894282
+# %% ../nbs/08_unet.ipynb #b9250d86
 def timestep_embedding(
     timestep:Tensor,      # Timesteps [B], 0..999, fractions allowed
     n:int,                # Numbers a timestep; even
@@ -27,7 +27,7 @@ def timestep_embedding(
     a = timestep[:,None].float()*freq
     return torch.cat([a.sin(), a.cos()], 1)
 
-# %% ../nbs/08_unet.ipynb #98f403b6
+# %% ../nbs/08_unet.ipynb #dfdda845
 def _norm(nf, n_groups): return nn.GroupNorm(math.gcd(nf, n_groups), nf)
 
 def _zero(m):
@@ -55,12 +55,13 @@ class EmbResBlock(nn.Module):
 
     def forward(self, x, emb, context=(None,None)):
         scale,shift = self.emb_proj(emb)[:,:,None,None].chunk(2, 1)
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.norm2(h)*(1+scale) + shift
-        x = self.attn(self.idconv(x) + self.conv2(F.silu(h)))
+        n = self.norm1(x)
+        h = self.norm2(self.conv1(F.silu(n)))*(1+scale) + shift
+        x = x if isinstance(self.idconv, nn.Identity) else self.idconv(n)
+        x = self.attn(x + self.conv2(F.silu(h)))
         return x if self.cross is None else self.cross(x, *context)
 
-# %% ../nbs/08_unet.ipynb #b295ee38
+# %% ../nbs/08_unet.ipynb #410c7047
 def _attend(q, k, v, mask=None):
     "softmax(QKᵀ/√d)·V for q, k, v [B,heads,places,d]; mask [B,1,1,places] is True where there is something to look at"
     if not (q.device.type=='cpu' and q.dtype==torch.bfloat16 and q.requires_grad): return F.scaled_dot_product_attention(q, k, v, mask)
@@ -86,7 +87,7 @@ class SelfAttention2D(nn.Module):
         o = _attend(q, k, v).transpose(1,2).reshape(b, h*w, c)
         return x + self.proj(o).view(b, h, w, c).permute(0,3,1,2)
 
-# %% ../nbs/08_unet.ipynb #565ee7a1
+# %% ../nbs/08_unet.ipynb #98e61b6b
 class CrossAttention2D(nn.Module):
     "x + multi-head attention from all places of x [B,C,h,w] to a text's states. LDM, section 3.3; zero-initialised. ValueError if the heads don't fit"
     def __init__(self,
@@ -110,7 +111,7 @@ class CrossAttention2D(nn.Module):
         o = _attend(heads(q), heads(k), heads(v), None if mask is None else mask[:,None,None]).transpose(1,2).reshape(b, h*w, c)
         return x + self.proj(o).view(b, h, w, c).permute(0,3,1,2)
 
-# %% ../nbs/08_unet.ipynb #0446a795
+# %% ../nbs/08_unet.ipynb #e861c0fe
 SIZES = dict(tiny=dict(nfs=(32,64,128), num_layers=1, attn_levels=(1,)),
              small=dict(nfs=(64,128,192), num_layers=2, attn_levels=(1,)),
              base=dict(nfs=(128,256,384,512), num_layers=2, attn_levels=(2,3), head_dim=64, n_groups=8),
@@ -154,7 +155,7 @@ class UpBlock(nn.Module):
         for resnet in self.resnets: x = resnet(torch.cat([x, pile.pop()], 1), emb, context)
         return x if self.up is None else self.up(F.interpolate(x, scale_factor=2.))
 
-# %% ../nbs/08_unet.ipynb #b27a4441
+# %% ../nbs/08_unet.ipynb #f2e8382e
 class LatentUNet(ModelMixin, ConfigMixin):
     "The U-Net of course notebooks 26 and 28 for latents. ValueError for widths and heads that don't fit"
     __getattr__ = nn.Module.__getattr__  # diffusers' own also looks into the config, where fastai's `learn.values` would find a dict's method
@@ -278,7 +279,7 @@ class LatentUNet(ModelMixin, ConfigMixin):
         "A saved U-Net. Reads safetensors only, never a pickle"
         return super().from_pretrained(path, **dict(low_cpu_mem_usage=is_accelerate_available())|kw|dict(use_safetensors=True))
 
-# %% ../nbs/08_unet.ipynb #3f633144
+# %% ../nbs/08_unet.ipynb #f9bff67f
 def unet_params(
     nfs,               # Width of each level
     num_layers:int=1,  # Blocks a level on the way down
