@@ -133,7 +133,7 @@ class AutocastLearner(Learner):
     @delegates(Learner.fit)
     def fit(self, n_epoch, lr=None, **kwargs):
         "As fastai's"
-        self.late = LateNumber()
+        self._late = LateNumber()
         try: super().fit(n_epoch, lr, **kwargs)
         finally:
             for cb in self.cbs: cb.run = True
@@ -144,7 +144,7 @@ class AutocastLearner(Learner):
             if hasattr(self, 'auto_precision'): self.auto_precision._exit()
     def _do_one_batch(self):
         super()._do_one_batch()
-        if self.training and len(self.yb): self.loss = self.late(self.loss)
+        if self.training and len(self.yb): self.loss = self._late(self.loss)
     def validation_context(self, cbs=None, inner=False):
         "As fastai's"
         return ContextManagers([contextmanager(replacing_yield)(self, 'validating', True), super().validation_context(cbs, inner)])

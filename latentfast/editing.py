@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['latent_mask', 'slerp', 'ddim_invert', 'variations']
 
-# %% ../nbs/10b_editing.ipynb #3044ce26
+# %% ../nbs/10b_editing.ipynb #ebf3d52d
 import numpy as np, torch, torch.nn.functional as F
 from torch import Tensor
 from .sampling import _check_cond, _randn, _rows, _sampling, predict, sample_generators, timesteps
 from .schedule import abar, timestep_to_t, to_eps
 
-# %% ../nbs/10b_editing.ipynb #4e0c2b9d
+# %% ../nbs/10b_editing.ipynb #7717b37e
 def latent_mask(
     mask,           # 1, True or white where something new is made: a picture, array [H,W], or tensor [H,W] or [B,1,H,W]; uint8 up to 255
     factor:int=8    # How many times smaller the latents are: the codec's `factor`
@@ -27,7 +27,7 @@ def latent_mask(
                          f'this is {list(m.shape)}, {m.min():.3g} to {m.max():.3g}.')
     return F.max_pool2d(m, factor)
 
-# %% ../nbs/10b_editing.ipynb #c6551f51
+# %% ../nbs/10b_editing.ipynb #bce0dcaa
 def slerp(
     a:Tensor,  # Noise [B,C,h,w], or of one sample, in any other number of dimensions
     b:Tensor,  # Noise of the same shape
@@ -43,7 +43,7 @@ def slerp(
     arc = (((1-t)*angle).sin()*a + (t*angle).sin()*b)/angle.sin().clamp(min=1e-6)
     return torch.where(angle<1e-4, torch.lerp(a, b, t), arc)
 
-# %% ../nbs/10b_editing.ipynb #3dbe0736
+# %% ../nbs/10b_editing.ipynb #51269541
 def ddim_invert(
     model,                 # Anything that `predict` can ask
     x0:Tensor,             # Normalised latents [B,C,h,w]
@@ -70,7 +70,7 @@ def ddim_invert(
             x, here = y, there
     return x
 
-# %% ../nbs/10b_editing.ipynb #b37c1531
+# %% ../nbs/10b_editing.ipynb #f6892271
 def variations(
     noise:Tensor,      # Noise of one sample [C,h,w], from `initial_noise` or `ddim_invert`
     n:int,             # How many

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['DecoderFeatures', 'UNetFeatures', 'Alignment']
 
-# %% ../nbs/09a_feature_nets.ipynb #9767bf46
+# %% ../nbs/09a_feature_nets.ipynb #8d3533ab
 from copy import deepcopy
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
 from .perceptual import cached_features, freeze, sample_weights
 from .schedule import abar, add_noise, sample_t, t_to_timestep
 
-# %% ../nbs/09a_feature_nets.ipynb #88be9dcc
+# %% ../nbs/09a_feature_nets.ipynb #c787b76c
 class DecoderFeatures(nn.Module):
     "The maps that an autoencoder's decoder makes on the way to the picture, as a network for `PerceptualLoss`"
     loss_name = 'decoder'
@@ -49,7 +49,7 @@ class DecoderFeatures(nn.Module):
         for step in self.steps[:max(layers)+1]: maps.append(z := step(z))
         return [maps[i] for i in layers]
 
-# %% ../nbs/09a_feature_nets.ipynb #2a322efe
+# %% ../nbs/09a_feature_nets.ipynb #a4f75bff
 class _Stop(Exception): pass
 
 def _block(model, name):
@@ -96,7 +96,7 @@ class UNetFeatures(nn.Module):
         finally: handle.remove()
         return out
 
-# %% ../nbs/09a_feature_nets.ipynb #c9bb7f57
+# %% ../nbs/09a_feature_nets.ipynb #4dcee7d2
 class Alignment:
     "Cosine distance of a network's features of the clean latents from what a projection makes of a U-Net's middle. REPA, Yu and others 2025"
     name = 'alignment'

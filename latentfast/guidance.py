@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['ClassifierGuided', 'Autoguided']
 
-# %% ../nbs/10a_guidance.ipynb #b8dbb785
+# %% ../nbs/10a_guidance.ipynb #91ed7e5c
 import math, torch
 from torch import nn, Tensor
 from .sampling import _setting, guide, predict
 from .schedule import OBJECTIVES, SCHEDULES, abar, target, timestep_to_t, to_eps, to_x0
 
-# %% ../nbs/10a_guidance.ipynb #d5164e54
+# %% ../nbs/10a_guidance.ipynb #4d8c571c
 class ClassifierGuided(nn.Module):
     "A model steered by a classifier of clean latents, called with the class wanted as its condition"
     def __init__(self,
@@ -47,7 +47,7 @@ class ClassifierGuided(nn.Module):
         x0 = x0 + self.scale*((1-a)/a.sqrt().clamp(min=.1)*grad).to(x0)
         return target(x0, to_eps(x0, x, ab, 'x0'), ab, self.objective)
 
-# %% ../nbs/10a_guidance.ipynb #0382680b
+# %% ../nbs/10a_guidance.ipynb #fd9ae2f0
 class Autoguided(nn.Module):
     "A model guided away from a weaker version of itself"
     def __init__(self,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['model_card', 'LatentDiffusionPipeline']
 
-# %% ../nbs/12_pipeline.ipynb #4abda482
+# %% ../nbs/12_pipeline.ipynb #47d9f9cf
 import json, tempfile, warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +25,7 @@ from .sources import _rgb
 from .store import LatentNormalizer
 from .training import DiffusionLearner
 
-# %% ../nbs/12_pipeline.ipynb #4f7b99cc
+# %% ../nbs/12_pipeline.ipynb #c4252737
 def model_card(
     pipe,               # A `LatentDiffusionPipeline`
     samples:bool=False  # Whether there is a samples.png beside it
@@ -56,14 +56,14 @@ def model_card(
     if pipe.classes: lines.append(f'Classes of the training pictures: {", ".join(pipe.classes)}.\n')
     return '\n'.join(lines)
 
-# %% ../nbs/12_pipeline.ipynb #7db7bc96
+# %% ../nbs/12_pipeline.ipynb #ba986cc7
 def _asks(pipe):
     "How a conditional model is asked, in the card's example"
     takes = getattr(pipe.unet, 'takes', set())
     asks = [f'label={pipe.classes[0]!r}' if pipe.classes else 'label=0']*('label' in takes)+["prompt='...'"]*('text' in takes)+['cond_image=picture']*('picture' in takes)
     return ''.join(f', {o}' for o in asks+['guidance_scale=3']*bool(asks))
 
-# %% ../nbs/12_pipeline.ipynb #67960d98
+# %% ../nbs/12_pipeline.ipynb #4424a67a
 _WHERE = 'give the folder that export_pipeline or `latentfast train` wrote.'
 
 def _first_line(e): return (str(e).strip() or type(e).__name__).splitlines()[0][:300]
@@ -98,7 +98,7 @@ class _BothTold(Autoguided):
         strong,weak = (predict(net, x, timestep, c) for net,c in zip((self.model, self.weak), cond))
         return guide(weak, strong, self.scale, self.rescale)
 
-# %% ../nbs/12_pipeline.ipynb #e8b1540e
+# %% ../nbs/12_pipeline.ipynb #d318c1e8
 class LatentDiffusionPipeline(DiffusionPipeline):
     "U-Net, autoencoder, schedule and normaliser of a latent diffusion model, as a diffusers pipeline"
     def __init__(self,
@@ -397,7 +397,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         for part in (pipe.unet, pipe.vae) if dtype else (): torch.nn.Module.to(part, dtype)  # only now: rounded weights are not those that the codec is known by
         return pipe
 
-# %% ../nbs/12_pipeline.ipynb #6b4056f2
+# %% ../nbs/12_pipeline.ipynb #9928b2bd
 @patch
 def training_facts(self:DiffusionLearner) -> dict:
     "What a learner knows of its training, for the model card"
@@ -439,5 +439,5 @@ def export_pipeline(self:DiffusionLearner,
     self.to_pipeline(facts).save_pretrained(folder, samples=samples)
     return folder
 
-# %% ../nbs/12_pipeline.ipynb #48ae0c63
+# %% ../nbs/12_pipeline.ipynb #27559fc4
 _OURS = {'model_index.json','unet','vae','scheduler','README.md','samples.png','checkpoint.pt','training.json','progress'}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['forming', 'playground', 'play']
 
-# %% ../nbs/12a_play.ipynb #ea0a8f70
+# %% ../nbs/12a_play.ipynb #1acbfebc
 import os, time, warnings
 from html import escape
 from pathlib import Path
@@ -18,7 +18,7 @@ from .classifier import LatentClassifier
 from .pipeline import LatentDiffusionPipeline
 from .sampling import SAMPLERS
 
-# %% ../nbs/12a_play.ipynb #79627047
+# %% ../nbs/12a_play.ipynb #ddf16b14
 class _Stopped(Exception): pass
 
 def forming(
@@ -42,7 +42,7 @@ def forming(
             yield step, x
     finally: stop.set()
 
-# %% ../nbs/12a_play.ipynb #f43f0c73
+# %% ../nbs/12a_play.ipynb #d5085004
 def _enlarged(x, height, side=512):
     "Pictures [B,3,h,w] in one, whose pictures have `height` pixels each or a multiple of that"
     return grid_image(x, scale=height//x.shape[2]*max(1, side//(height*round(len(x)**.5+.49))))
@@ -58,7 +58,7 @@ def _start(drawn, size):
     mask = mask and mask.point(lambda p: 255*(p>0))
     return dict(image=fit(white.convert('RGB'), Image.Resampling.LANCZOS), **(dict(mask_image=mask) if mask and mask.getbbox() else {}))
 
-# %% ../nbs/12a_play.ipynb #2339925b
+# %% ../nbs/12a_play.ipynb #596782d6
 def _gradio():
     os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
     try: import gradio
@@ -121,7 +121,7 @@ def playground(
         halt.click(lambda: None, cancels=[going], api_visibility='private').then(lambda: 'Stopped.', None, said, api_visibility='private')
     return page
 
-# %% ../nbs/12a_play.ipynb #cb913756
+# %% ../nbs/12a_play.ipynb #62b37b20
 def play(
     model,             # As for `playground`; or a page that it gave
     classifier=None,   # As for `playground`
