@@ -229,7 +229,7 @@ class Checkpoint(Callback):
             if cb.name in s['cbs']: cb.load_state_dict(s['cbs'][cb.name])
         rec.losses, rec.lrs, self.learn.train_iter = list(s['losses']), list(s['lrs']), s['train_iter']
         rec.smooth_loss.count, rec.smooth_loss.val = s['smooth'][0], torch.tensor(s['smooth'][1])
-        if self.seed is not None: self.seed = self.seed if s['seed'] is None else s['seed']
+        if self.seed is not None: self.seed = self.seed if s.get('seed') is None else s['seed']
 
     def before_epoch(self):
         if self.epoch < self.start: raise CancelEpochException()
