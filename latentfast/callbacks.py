@@ -38,18 +38,19 @@ class AutoPrecision(Callback):
     "Autocast to `dtype`, with the loss scaled for float16, and channels-last memory for batches of maps"
     order = 10
     def __init__(self,
-        dtype='auto'  # A torch dtype; 'auto': bf16 where the device is faster with it, float16 on older GPUs; None or float32: no autocast
-    ): self.asked, self.context, self.scaler = dtype, None, None
+        dtype='auto', # A torch dtype; 'auto': bf16 where the device is faster with it, float16 on older GPUs; None or float32: no autocast
+        channels_last:bool=True # False leaves the memory as it is
+    ): self.asked, self.format, self.context, self.scaler = dtype, torch.channels_last if channels_last else torch.preserve_format, None, None
 
     def before_fit(self):
         device = next(self.model.parameters()).device
         self.number_format = _train_dtype(device) if self.asked=='auto' else self.asked or torch.float32
         self.device_type = device.type
         self.scaler = torch.amp.GradScaler(device.type) if self.number_format==torch.float16 else None
-        self.model.to(memory_format=torch.channels_last)
+        self.model.to(memory_format=self.format)
 
     def before_batch(self):
-        self.learn.xb = tuple(x.contiguous(memory_format=torch.channels_last) if getattr(x, 'ndim', 0)==4 else x for x in self.xb)
+        self.learn.xb = tuple(x.to(memory_format=self.format) if getattr(x, 'ndim', 0)==4 else x for x in self.xb)
         if self.number_format!=torch.float32:
             self.context = torch.autocast(self.device_type, self.number_format)
             self.context.__enter__()

@@ -594,7 +594,8 @@ def vae_learner(
                                      f'make the DataLoaders with a size that is a multiple of {down}.')
     watch = Watch(clip)
     shown = [Column('psnr', partial(watch.mean, 'psnr', 'valid'))]
-    added = [watch, Reconstruct(), AutoPrecision(fast_dtype(dls.device or default_device()) if precision=='auto' else precision)]
+    device = torch.device(dls.device or default_device())
+    added = [watch, Reconstruct(), AutoPrecision(fast_dtype(device) if precision=='auto' else precision, channels_last=device.type!='cpu')]
     if lpips is not None: added.append(LPIPSLoss(lpips, lpips_weight)); shown.append(Column('lpips', partial(watch.mean, 'lpips', 'valid')))
     if vq:
         added.append(book := CodebookLoss(codebook_weight, commitment, o['restart']))
