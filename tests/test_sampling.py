@@ -7,9 +7,9 @@ from latentfast.unet import LatentUNet
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1'}
 
 def make_unet(seed=0):
-    "A small U-Net whose answers are not 0"
+    "A small U-Net whose answers are not 0. Its attention is over 16 places: with 4, and one sample, bf16 is rounded otherwise"
     state = torch.get_rng_state(); torch.manual_seed(seed)
-    unet = LatentUNet(nfs=(16,32), attn_levels=(1,), head_dim=16, sample_size=4)
+    unet = LatentUNet(nfs=(16,32), attn_levels=(0,), head_dim=16, sample_size=4)
     with torch.no_grad():
         for p in unet.parameters(): p.add_(.05*torch.randn_like(p))
     torch.set_rng_state(state)
