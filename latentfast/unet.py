@@ -49,7 +49,7 @@ class EmbResBlock(nn.Module):
         self.norm1,self.conv1 = _norm(ni, n_groups), nn.Conv2d(ni, nf, 3, padding=1)
         self.norm2,self.conv2 = _norm(nf, n_groups), _zero(nn.Conv2d(nf, nf, 3, padding=1))
         self.emb_proj = nn.Linear(n_emb, 2*nf)
-        self.idconv = nn.Identity() if ni==nf else nn.Conv2d(ni, nf, 1)
+        self.conv_shortcut = nn.Identity() if ni==nf else nn.Conv2d(ni, nf, 1)
         self.attn = SelfAttention2D(nf, head_dim) if head_dim else nn.Identity()
         self.cross = CrossAttention2D(nf, context_dim, cross_dim) if context_dim else None
 
@@ -57,7 +57,7 @@ class EmbResBlock(nn.Module):
         scale,shift = self.emb_proj(emb)[:,:,None,None].chunk(2, 1)
         n = self.norm1(x)
         h = self.norm2(self.conv1(F.silu(n)))*(1+scale) + shift
-        x = x if isinstance(self.idconv, nn.Identity) else self.idconv(n)
+        x = x if isinstance(self.conv_shortcut, nn.Identity) else self.conv_shortcut(n)
         x = self.attn(x + self.conv2(F.silu(h)))
         return x if self.cross is None else self.cross(x, *context)
 
