@@ -145,7 +145,7 @@ class AutocastLearner(Learner):
             if hasattr(self, 'auto_precision'): self.auto_precision._exit()
     def _do_one_batch(self):
         super()._do_one_batch()
-        if self.training and len(self.yb): self.loss = self._late(self.loss)
+        if self.training and len(self.yb) and num_distrib()<2: self.loss = self._late(self.loss)  # several processes average it, on their devices
     def validation_context(self, cbs=None, inner=False):
         "As fastai's"
         return ContextManagers([contextmanager(replacing_yield)(self, 'validating', True), super().validation_context(cbs, inner)])
