@@ -17,7 +17,7 @@ import numpy as np, torch, torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.torch_core import default_device
 from torch import nn, Tensor
-from .autoencoder import BUNDLED
+from .autoencoder import BUNDLED, send
 from .scenes import COLOURS, SHAPES, _EYE, _PLACES, _ZOOM, _rays
 from .store import LatentDataset, LatentStore, replacing
 
@@ -29,7 +29,7 @@ def no_condition(
     "What stands for no condition, in the form of `cond`"
     def nothing(k, v):
         none = torch.full_like(v, -1 if k=='label' else 0)
-        return none if where is None else torch.where(where.to(v.device, non_blocking=True).view(-1, *[1]*(v.ndim-1)), none, v)
+        return none if where is None else torch.where(send(where, v.device).view(-1, *[1]*(v.ndim-1)), none, v)
     return {k: nothing(k, v) for k,v in cond.items()}
 
 # %% ../nbs/07_conditioning.ipynb #89d5cf34

@@ -7,11 +7,11 @@ __all__ = ['NormalizeLatents', 'LatentDL', 'LatentDataLoaders', 'latent_dls']
 
 # %% ../nbs/04_data.ipynb #4d1e3e9f
 import random, warnings
-from functools import cached_property
+from functools import cached_property, partial
 import numpy as np, torch
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import CategoryMap
-from fastai.torch_core import to_device
+from fastai.torch_core import apply
 from fastcore.basics import chunked
 from fasttransform import ItemTransform
 from torch import Tensor
@@ -66,7 +66,7 @@ class LatentDL(TfmdDL):
         self._rows = torch.as_tensor(np.asarray(idxs))
         b = self.dataset.__getitems__(idxs)
         if self.conds: b = *b, {k: v for c in self.conds for k,v in c(self.dataset, idxs).items()}
-        return b if self.device is None or self.fake_l.num_workers else to_device(b, self.device, non_blocking=True)  # fastai would wait for the device
+        return b if self.device is None or self.fake_l.num_workers else apply(partial(send, device=self.device), b)  # fastai would wait for the device
 
     def new(self, *args, **kwargs):
         res = super().new(*args, **{'conds': self.conds, **kwargs})

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, torch
 from PIL import Image
-from .autoencoder import LatentCodec, fast_dtype
+from .autoencoder import LatentCodec, fast_dtype, send
 from .sources import MAX_PIXELS, SPLITS, find_pictures, load_picture
 from .store import LatentQuantizer, LatentStore, fetch_store, is_url, read_index, replacing, shard_record, write_index, write_shard, _open_shard, _shard_problem
 
@@ -29,7 +29,7 @@ def _encode_batch(codec, pictures, dtype, flip=False, moments=False):
     if len(pictures)>fit:
         parts = [_encode_batch(codec, pictures[i:i+fit], dtype, flip, moments) for i in range(0, len(pictures), fit)]
         return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
-    x = torch.from_numpy(np.stack(pictures)).to(codec.device, non_blocking=True).permute(0,3,1,2).float()/127.5-1
+    x = send(torch.from_numpy(np.stack(pictures)), codec.device).permute(0,3,1,2).float()/127.5-1
     cast = dtype!=torch.float32 and codec.dtype==torch.float32
     with torch.autocast(codec.device.type, dtype, enabled=cast):
         out = dict(zip(('latent','latent_std'), codec.encode_moments(x))) if moments else dict(latent=codec.encode(x))

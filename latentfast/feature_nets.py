@@ -9,6 +9,7 @@ __all__ = ['DecoderFeatures', 'UNetFeatures', 'Alignment']
 from copy import deepcopy
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
+from .autoencoder import send
 from .perceptual import cached_features, freeze, sample_weights
 from .schedule import abar, add_noise, sample_t, t_to_timestep
 
@@ -158,7 +159,7 @@ class Alignment:
         "`weight` times 1 less the mean cosine over positions, summed over the samples that count and divided by B"
         if self.middle is None: raise ValueError('Alignment has seen no pass of the U-Net: call prepare(model, z) once and watch(model) before the pass.')
         b, mid, self.middle = len(x0), self.middle, None
-        w = sample_weights(snr, b, self.min_snr, self.when).to(x0.device, non_blocking=True)
+        w = send(sample_weights(snr, b, self.min_snr, self.when), x0.device)
         with torch.no_grad(): y = (self.net.features(x0, [self.layer]) if targets is None else targets(torch.arange(b, device=x0.device)))[0]
         size = min(mid.shape[2:], y.shape[2:])  # the coarser of both
         x, y = (F.adaptive_avg_pool2d(o.to(torch.promote_types(o.dtype, torch.float32)), size) for o in (self.proj(mid), y))

@@ -10,6 +10,7 @@ import hashlib, inspect, json, warnings
 from math import prod
 import numpy as np, torch, torch.nn.functional as F
 from torch import nn, Tensor
+from .autoencoder import send
 from .store import replacing
 
 # %% ../nbs/09_perceptual.ipynb #79ed69bd
@@ -165,8 +166,8 @@ class PerceptualLoss:
         few = keep is not None and len(keep) < (2 if isinstance(self.norm, str) and self.norm=='batch' else 1)
         if few or not self.weight: loss = x0_pred[:0].float().sum()
         else:
-            keep = torch.arange(b, device=x0.device) if keep is None else keep.to(x0.device, non_blocking=True)
-            w = w.to(x0.device, non_blocking=True)[keep]
+            keep = torch.arange(b, device=x0.device) if keep is None else send(keep, x0.device)
+            w = send(w, x0.device)[keep]
             x, y = (x0_pred, x0) if len(keep)==b else (x0_pred[keep], x0[keep])
             _check(self.net, x, y, self.layers, self.norm)
             if targets is None: pair = _both(self.net, x, y, self.layers, self.augment, generator)

@@ -22,7 +22,7 @@ from fastai.torch_core import distrib_barrier, get_model, rank_distrib, set_seed
 from fastcore.basics import listify
 from fastcore.meta import delegates
 from fastcore.xtras import join_path_file
-from .autoencoder import grid_image, show_images
+from .autoencoder import grid_image, send, show_images
 from .callbacks import AutocastLearner, AutoPrecision, EpochSeed, LateNumber, fused_adamw
 from .classifier import LatentClassifier
 from .conditioning import ConditionDropout, TextCondition, describe, no_condition
@@ -60,9 +60,9 @@ class Noising(Callback):
         t = sample_t(b*n, self.t_sampling if self.training else 'stratified', generator=gen, device='cpu', schedule=self.schedule)[r*b:(r+1)*b]
         eps = torch.randn(b*n, *x0.shape[1:], generator=gen, device=where)[r*b:(r+1)*b].to(x0)
         ab = abar(t, self.schedule)  # on the CPU, where looking at it costs nothing
-        self.snr, self.abar = snr(ab), ab.to(x0.device, non_blocking=True)
+        self.snr, self.abar = snr(ab), send(ab, x0.device)
         self.xt = add_noise(x0, eps, self.abar)
-        self.learn.xb = (self.xt, t_to_timestep(t).to(x0.device, non_blocking=True), *cond)
+        self.learn.xb = (self.xt, send(t_to_timestep(t), x0.device), *cond)
         self.learn.yb = (target(x0, eps, self.abar, self.objective),)
     def after_pred(self):
         if hasattr(self.pred, 'sample'): self.learn.pred = self.pred.sample
@@ -107,7 +107,7 @@ class Perceptual(Callback):
         "For each loss a function from sample numbers to activations, or None"
         ds = getattr(self.dl, 'dataset', None)  # `summary` gives a list of one batch
         if rows is None or id(ds) not in self.known: return [None]*len(self.losses)
-        rows = rows.to(x0.device, non_blocking=True)
+        rows = send(rows, x0.device)
         if self.unchecked:
             self.unchecked, z = False, ds.store.normalizer.normalize(ds.__getitems__(rows.cpu().numpy())[0])
             if not torch.allclose(z, x0.cpu().float(), atol=1e-3):
