@@ -15,7 +15,7 @@ from fastai.torch_core import apply
 from fastcore.basics import chunked
 from fasttransform import ItemTransform
 from torch import Tensor
-from .autoencoder import LatentCodec, show_images
+from .autoencoder import LatentCodec, send, show_images
 from .conditioning import conditions
 from .store import LatentDataset, LatentStore
 
