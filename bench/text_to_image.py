@@ -9,9 +9,10 @@ and shape.
 
 share_right (share of prompts), for each guidance scale; also count, colour and shape by themselves, and place (left of, behind) of those that name one
   real         the same judge on real scenes of the same prompts, encoded and decoded: what can be reached at most
-Everything is kept in OUT: started again with the same arguments, it goes on where it was. Pictures are in OUT/guidance-*.png.
+Everything is kept in OUT: started again with the same arguments, it goes on where it was. Pictures are in OUT/guidance-*.png,
+the first short prompts with theirs, at the best guidance scale, in OUT/prompts.png.
 """
-import argparse, csv, json
+import argparse, csv, json, textwrap
 from pathlib import Path
 from compare import show
 import numpy as np, torch
@@ -85,7 +86,19 @@ def judge(out, model, n, scales, steps):
             error = (v*(1-v)/(places if k=='place' else n))**.5  # of a share of n prompts
             rows.append(dict(bench='text_to_image', case=case, peer='real', unit='share', ours=v, theirs=real[k], ratio=v/max(real[k], 1e-9), runs=1,
                              spread=[(v-error)/max(real[k], 1e-9), (v+error)/max(real[k], 1e-9)]))
+    best = max(scales, key=lambda g: done[f'guidance-{g:g}-{n}-{steps}']['all'])
+    draw(pipe, [*dict.fromkeys(p for p in prompts if len(p)<50)][:8], best, steps, out/'prompts.png')
     return rows
+
+def draw(pipe, prompts, guidance, steps, file):
+    "Prompts over their pictures"
+    import matplotlib; matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    pictures = pipe(prompt=prompts, num_inference_steps=steps, guidance_scale=guidance, seed=0).images
+    fig,axs = plt.subplots(2, -(-len(prompts)//2), figsize=(7.6,4.6), squeeze=False)
+    for ax in axs.flat: ax.axis('off')
+    for ax,p,im in zip(axs.flat, prompts, pictures): ax.imshow(im); ax.set_title('\n'.join(textwrap.wrap(p, 28)), fontsize=7)
+    fig.tight_layout(); fig.savefig(file, dpi=80)
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
