@@ -63,7 +63,7 @@ def diffusers_unet2d(size, bs, hw):
 def lucidrains(size, bs, hw):
     try: from denoising_diffusion_pytorch import GaussianDiffusion, Unet
     except ImportError: print('denoising_diffusion_pytorch is not installed, so it is left out: pip install denoising-diffusion-pytorch'); return None
-    net = GaussianDiffusion(Unet(dim=dict(small=32, course=112)[size], dim_mults=(1,2,4), channels=4, flash_attn=False), image_size=hw, timesteps=1000, auto_normalize=False)
+    net = GaussianDiffusion(Unet(dim=dict(small=64, course=224)[size], dim_mults=(1,2,4), channels=4, flash_attn=False), image_size=hw, timesteps=1000, auto_normalize=False)
     return Steps(net, lambda net, x0: net(x0), torch.optim.Adam(net.parameters(), 1e-4), bs, hw)
 
 def learner(store, size, bs, **kwargs):
