@@ -101,6 +101,7 @@ class LatentDistributedDL(DistributedDL):
         return torch.cat([part(b) for b in batches] or [idxs[:0]]).numpy()
     def create_batches(self, samps):
         self.dl.begin, self.begin = self.begin, None
+        self.dl.device = self.device  # else it sends batches to the device of the process it was made in first
         return self.dl.create_batches(samps)
 
 class LatentDistributedTrainer(DistributedTrainer):
