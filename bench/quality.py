@@ -18,8 +18,9 @@ cifar10_8x8 (FID, KID): each arm against mse_only, on the features of a pixel cl
   epochs as fit (mse rounded up, others down).
 time_to_fid (s): training time until the first of --arms has the FID that the course's way has after --minutes (course_baseline: eps,
   float32, MSE, torch's AdamW, uniform times, no average of weights). It's trained anew for longer and longer until it is as good.
-Everything is kept in --work: the same command goes on where it stopped, and adds arms and seeds to what is there. Started several times,
-it uses several cores: each process takes what no other is at (with OMP_NUM_THREADS=1, a process a core). --quick has a folder of its own.
+Everything is kept in --work, each model and a grid of its samples in runs/: the same command goes on where it stopped, and adds arms and seeds to
+what is there. Started several times, it uses several cores: each process takes what no other is at (with OMP_NUM_THREADS=1, a process a core).
+--quick has a folder of its own.
 """
 import argparse, json, math, re, statistics, time, warnings
 from functools import partial
@@ -169,6 +170,7 @@ class Bench:
         def measure():
             learn = self.train(arm, seed, epochs)
             z = learn.sample_latents(self.n, steps=STEPS, seed=seed+1, progress=False)
+            learn.export_pipeline(self.work/'runs'/plain(f'{arm}-{seed}-{epochs}'))
             grid_image(learn.decode(z[:64]), ncol=8).save(self.work/'runs'/plain(f'{arm}-{seed}-{epochs}.png'))
             kw = dict(n=self.n, codec=learn.dls.codec)
             both = (evaluate(z, self.store, features=self.judge(), **(dict(against='train', pictures=self.photos) if self.choose else {}), **kw),

@@ -1,18 +1,17 @@
 """What sampling costs beside the network itself, and how few network calls do.
 
-    python bench/sample.py [overhead|calls_to_ddim100] [--quick] [-n 5000] [--judge] [--plot FILE.png]
-    python bench/sample.py calls_to_ddim100 --model MODEL --store STORE [--features CLF] [-n 5000] [--plot FILE.png]
+    python bench/sample.py [overhead|calls_to_ddim100] [--quick]
+    python bench/sample.py calls_to_ddim100 --model MODEL --store STORE [--features CLF ...] [-n 5000] [--plot FILE.png]
 
 overhead (s): `sample` with 20 steps of ddim and one decode, batch 64, U-Net small, 8x8 latents; also with unipc, and guided by two answers a step
   bare_forward   as many bare network calls in the same number format, and the decode
 calls_to_ddim100 (network calls): FID against the store's held-out latents for each sampler and number of calls, all from the same noise. A row
-says with how many a sampler's FID is within 2 % of that of 100 DDIM steps, and stays there with more. The model is the CIFAR-10 tutorial's (the
-one trained with MSE alone; FID of the features of the classifier of latents there) where the tutorial has been run, else one of rendered scenes
-that is trained for some seconds and shows only that the script works
+says with how many a sampler's FID is within 2 % of that of 100 DDIM steps, and stays there with more. MODEL, STORE and CLF may be what bench/quality.py
+leaves of CIFAR-10 in its folder: runs/mse-0-..., store, judge and classifier. Without a model it's one of rendered scenes that is trained for some seconds
+and shows only that the script works
   ddim100        100
 """
 import argparse, json, tempfile
-from functools import partial
 from pathlib import Path
 from compare import compare, show
 import torch
@@ -51,34 +50,16 @@ def overhead(quick=False):
 
 SAMPLERS = 'ddim','euler','heun','dpm++','unipc','deis'
 CALLS = 5,8,10,12,15,20,30
-CIFAR = Path(__file__).parent.parent/'nbs'/'tutorials'/'data'/'cifar10-work'
 
-def saved(model, store, clf=None):
-    "A saved model, its store, and what FID is to be of"
+def saved(model, store, nets=(None,)):
+    "A saved model, its store, and what FIDs are to be of"
     from latentfast.evaluation import feature_net
     from latentfast.pipeline import LatentDiffusionPipeline
     from latentfast.store import LatentStore
     store, pipe = LatentStore(store), LatentDiffusionPipeline.from_pretrained(model)
     store.check_codec(pipe.codec)
     def draw(n, **kw): return store.normalizer.normalize(pipe.normalizer.denormalize(pipe.sample_latents(n, **kw)))
-    return draw, store, pipe.codec, [feature_net(clf)]
-
-def cifar10(judge=False):
-    "The MSE model of the CIFAR-10 tutorial, its store, and the classifiers there: of latents and, if asked for, the judge of pixels"
-    from latentfast.autoencoder import LatentCodec
-    from latentfast.classifier import classifier_learner
-    from latentfast.data import latent_dls
-    from latentfast.evaluation import feature_net
-    from latentfast.sampling import sample
-    from latentfast.store import LatentStore
-    from latentfast.unet import LatentUNet
-    state = lambda name: torch.load(CIFAR/f'{name}.pt', map_location='cpu', weights_only=True)
-    store, unet = LatentStore(CIFAR/'store'), LatentUNet.from_size('tiny', sample_size=8)
-    unet.load_state_dict(state('MSE-0')['cbs']['ema']['model'])
-    nets = [classifier_learner(latent_dls(store), arch='tiny').model]
-    nets[0].load_state_dict(state('classifier')['model'])
-    if judge: nets.append(feature_net(CIFAR/'judge'))
-    return partial(sample, unet), store, LatentCodec.from_pretrained(store.codec), nets
+    return draw, store, pipe.codec, [feature_net(o) for o in nets]
 
 def trained(folder):
     "A model of rendered scenes trained for some seconds, its store, and plain latents as features"
@@ -140,12 +121,11 @@ def draw_plot(path, table, ids, base):
         ax.set(xscale='log', yscale='log', xlabel='network calls', ylabel='FID', title=f'features: {name}')
     fig.savefig(path, dpi=120, bbox_inches='tight')
 
-def run(quick=False, case=None, model=None, store=None, features=None, judge=False, **kw):
+def run(quick=False, case=None, model=None, store=None, features=(None,), **kw):
     rows = overhead(quick) if case in (None,'overhead') else []
     if case=='overhead': return rows
     with tempfile.TemporaryDirectory() as tmp:
         if model: what, name = saved(model, store, features), str(model)
-        elif not quick and (CIFAR/'MSE-0.pt').exists(): what, name = cifar10(judge), 'cifar10'
         else: what, name, kw = trained(tmp), 'trained for some seconds', {**kw, 'n': 200}
         if quick: kw.update(n=min(kw.get('n', 200), 200), samplers=('ddim','unipc'), calls=(5,10,20))
         return rows + calls_to_ddim100(*what, model=name, **kw)
@@ -155,8 +135,7 @@ if __name__=='__main__':
     p.add_argument('case', nargs='?', choices=['overhead','calls_to_ddim100'], help='one of the two; both if not given')
     p.add_argument('--quick', action='store_true', help='fewer steps, runs and samples, and a model trained for some seconds; under a minute')
     p.add_argument('--model', help='a saved model, for calls_to_ddim100'); p.add_argument('--store', help='the store that it was trained on')
-    p.add_argument('--features', help="what FID of --model's samples is of: a classifier's folder, timm:NAME or inception; the latents, averaged to 8x8, if not given")
-    p.add_argument('--judge', action='store_true', help="also the CIFAR-10 tutorial's judge of pixels; decoding takes its time")
+    p.add_argument('--features', nargs='+', default=[None], help="what FID of --model's samples is of: classifiers' folders, timm:NAME or inception; the latents, averaged to 8x8, if not given")
     p.add_argument('-n', type=int, default=5000, help='samples for each FID'); p.add_argument('--seed', type=int, default=0)
     p.add_argument('--samplers', nargs='+', default=SAMPLERS, metavar='S'); p.add_argument('--calls', nargs='+', type=int, default=CALLS, metavar='N')
     p.add_argument('--plot', help='write FID against network calls to this file')
