@@ -119,6 +119,8 @@ def draw_plot(path, table, ids, base):
         for s,row in table.items(): ax.plot(list(row), [v[i][0] for v in row.values()], 'o-', ms=3, label=s)
         ax.axhline(base[i], c='.6', lw=.8, ls=':', label='ddim, 100 calls'); ax.legend(fontsize=7)
         ax.set(xscale='log', yscale='log', xlabel='network calls', ylabel='FID', title=f'features: {name}')
+        ax.set_xticks(calls := list(next(iter(table.values()))), calls); ax.minorticks_off()
+        ax.yaxis.set_major_formatter('{x:g}')
     fig.savefig(path, dpi=120, bbox_inches='tight')
 
 def run(quick=False, case=None, model=None, store=None, features=(None,), **kw):

@@ -7,7 +7,7 @@ __all__ = ['SPACINGS', 'SOLVERS', 'SAMPLERS', 'timesteps', 'ddim_step', 'predict
            'sigma_to_timestep', 'karras_sigmas', 'euler', 'heun', 'solve', 'guide', 'change_x0', 'threshold_x0',
            'sample_generators', 'initial_noise', 'sampler_and_steps', 'sample']
 
-# %% ../nbs/10_sampling.ipynb #28ca7022
+# %% ../nbs/10_sampling.ipynb #8239df60
 import inspect, math
 from contextlib import contextmanager
 from functools import lru_cache, wraps
@@ -18,7 +18,7 @@ from .autoencoder import fast_dtype
 from .schedule import (N_STEPS, OBJECTIVES, SCHEDULES, abar, add_noise, diffusers_scheduler, t_to_timestep, target, timestep_to_t,
                                  to_eps, to_x0)
 
-# %% ../nbs/10_sampling.ipynb #7a7bd477
+# %% ../nbs/10_sampling.ipynb #2626092c
 SPACINGS = 'trailing','leading','linspace'
 
 def _n_timesteps(steps, t_max):
@@ -43,7 +43,7 @@ def timesteps(
     else:                     k = np.linspace(0, K-1, int(steps)).round()[::-1]
     return k.astype(int).tolist()
 
-# %% ../nbs/10_sampling.ipynb #f43096b2
+# %% ../nbs/10_sampling.ipynb #02918e83
 def ddim_step(
     pred:Tensor,          # The network's answer about xt [B,...]
     xt:Tensor,            # Where we are
@@ -65,7 +65,7 @@ def ddim_step(
 def _check_eta(eta):
     if not 0<=eta<=1: raise ValueError(f'eta={eta}: it must be between 0 (no fresh noise) and 1 (as much as DDPM).')
 
-# %% ../nbs/10_sampling.ipynb #50ac663f
+# %% ../nbs/10_sampling.ipynb #0490a04d
 def predict(
     model,       # Anything that takes (x, timesteps [B]) or (x, timesteps, cond), and gives its answer, or something with it in `.sample`
     x:Tensor,    # Noised latents [B,...]
@@ -81,7 +81,7 @@ def predict(
     if isinstance(pred, tuple): pred = pred[0]
     return getattr(pred, 'sample', pred).to(x.dtype)
 
-# %% ../nbs/10_sampling.ipynb #9a660b80
+# %% ../nbs/10_sampling.ipynb #b1eb4ef9
 def _next(callback, i, k, xt, x0):
     "The xt to go on from after step i: the callback's, if it gives one"
     new = callback(i, k, xt, x0) if callback else None
@@ -110,7 +110,7 @@ def _fresh(noise, x):
 
 def _randn(generators, shape): return torch.stack([torch.randn(*shape, generator=g) for g in generators])
 
-# %% ../nbs/10_sampling.ipynb #db12351e
+# %% ../nbs/10_sampling.ipynb #2850efd4
 @_sampler
 def ddim(
     model,                 # Anything that `predict` can ask
@@ -134,7 +134,7 @@ def ddim(
         x,x0 = ddim_step(predict(model, x, k), x, ab[i], ab[i+1], eta, objective, _fresh(noise, x) if eta else None)
         x = yield k, x, x0
 
-# %% ../nbs/10_sampling.ipynb #bdbe6c4a
+# %% ../nbs/10_sampling.ipynb #16c4efe8
 def timestep_to_sigma(
     k,                     # Timesteps 0..999, whole or not: a number or an array
     schedule:str='cosine'  # The noise schedule
@@ -158,7 +158,7 @@ def sigma_to_timestep(
     ks,table = _sigma_table(schedule)
     return np.interp(np.log1p(np.float64(sigma)**2), table, ks)
 
-# %% ../nbs/10_sampling.ipynb #f6e0e5f8
+# %% ../nbs/10_sampling.ipynb #aa4df2f7
 def karras_sigmas(
     steps:int=18,            # How many, 1..1000
     schedule:str='cosine',   # The noise schedule
@@ -174,7 +174,7 @@ def karras_sigmas(
     hi,lo = (o**(1/rho) for o in (min(sigma_max, timestep_to_sigma(K-1, schedule)), max(sigma_min, timestep_to_sigma(0, schedule))))
     return [*((hi+np.linspace(0, 1, int(steps))*(lo-hi))**rho).tolist(), 0.]
 
-# %% ../nbs/10_sampling.ipynb #e0572c62
+# %% ../nbs/10_sampling.ipynb #d13c9929
 def _denoised(model, x, sigma, schedule, objective):
     "The guess of x0 behind x = x0 + σ·eps"
     ab = torch.tensor(1/(1+sigma**2), dtype=torch.float64)
@@ -213,7 +213,7 @@ def euler(
         return x + up*_fresh(noise, x) if up else x
     yield from _down(model, x, init, karras_sigmas(steps, schedule, spacing, t_max), schedule, objective, step)
 
-# %% ../nbs/10_sampling.ipynb #b3a8da46
+# %% ../nbs/10_sampling.ipynb #720caf13
 @_sampler
 def heun(
     model,                 # Anything that `predict` can ask
@@ -233,7 +233,7 @@ def heun(
         return x + (b-a)*(slope + (y-guess(y, b))/b)/2 if b else y
     yield from _down(model, x, init, karras_sigmas(steps, schedule, spacing, t_max), schedule, objective, step)
 
-# %% ../nbs/10_sampling.ipynb #5a5a3805
+# %% ../nbs/10_sampling.ipynb #62176220
 SOLVERS = {'dpm++':'DPMSolverMultistepScheduler', 'dpm++sde':'DPMSolverMultistepScheduler', 'unipc':'UniPCMultistepScheduler',
            'deis':'DEISMultistepScheduler', 'lcm':'LCMScheduler'}  # our name -> diffusers' class
 
@@ -282,7 +282,7 @@ def solve(
         x0 = to_x0(predict(model, x, k), x, ab[k], objective)
         x = yield k, sch.step(x0, k, x, **kw).prev_sample, x0
 
-# %% ../nbs/10_sampling.ipynb #8b79f2f9
+# %% ../nbs/10_sampling.ipynb #1614bb57
 def guide(
     weak:Tensor,       # The answer to move away from [B,...], such as the one without a condition
     strong:Tensor,     # The answer to move towards and beyond, of the same shape
@@ -297,7 +297,7 @@ def guide(
     dims = tuple(range(1, pred.ndim))
     return pred*(rescale*strong.std(dims, keepdim=True)/pred.std(dims, keepdim=True)+1-rescale)
 
-# %% ../nbs/10_sampling.ipynb #4765c24f
+# %% ../nbs/10_sampling.ipynb #413926e1
 def _takes_cond(model):
     "Whether the model has a place for a condition, and whether it wants one"
     if not getattr(model, 'takes', True): return False, False  # a LatentUNet that was trained without
@@ -348,7 +348,7 @@ def _conditioned(model, cond, uncond, scale, rescale):
     both = _cat(uncond, cond)
     return lambda x, k: guide(*predict(model, torch.cat([x,x]), torch.cat([k,k]), both).chunk(2), scale, rescale)
 
-# %% ../nbs/10_sampling.ipynb #cc808db1
+# %% ../nbs/10_sampling.ipynb #29410d0c
 def change_x0(
     model,              # Anything that `predict` can ask
     change,             # Function from the guess of x0 [B,...] to a better one
@@ -374,7 +374,7 @@ def threshold_x0(
     s = x0.flatten(1).abs().float().quantile(pct, 1).clamp(min=limit).view(-1, *[1]*(x0.ndim-1)).to(x0)
     return x0.clamp(-s, s)*(limit/s)
 
-# %% ../nbs/10_sampling.ipynb #915ff7b4
+# %% ../nbs/10_sampling.ipynb #400796c2
 def sample_generators(
     seed:int, # Seed, 0 or more
     idxs,     # Numbers of the samples, 0 or more
@@ -394,7 +394,7 @@ def initial_noise(
     "The noise that samples start..start+n-1 of `seed` begin with. ValueError for a seed below 0"
     return _randn(sample_generators(seed, range(start, start+n)), shape)
 
-# %% ../nbs/10_sampling.ipynb #dacabe0a
+# %% ../nbs/10_sampling.ipynb #5c299908
 SAMPLERS = 'ddim','ddpm','euler','euler_a','heun',*SOLVERS
 
 def sampler_and_steps(
@@ -407,7 +407,7 @@ def sampler_and_steps(
     if sampler not in SAMPLERS: raise ValueError(f"There is no sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}.")
     return sampler, (15 if sampler in SOLVERS else 50) if steps is None else steps
 
-# %% ../nbs/10_sampling.ipynb #12e7db16
+# %% ../nbs/10_sampling.ipynb #bd46364e
 @contextmanager
 def _sampling(model, device, dtype):
     "No gradients, the model in eval mode and autocast to `dtype`; afterwards all as it was"
@@ -461,7 +461,7 @@ def _in_step(runs, n_steps, within, bar, callback):
             bar.update()
             yield out
 
-# %% ../nbs/10_sampling.ipynb #5d5e745d
+# %% ../nbs/10_sampling.ipynb #3347d672
 def sample(
     model,               # A LatentUNet; or anything that `predict` can ask, with shape, schedule and objective
     n:int,               # How many samples
