@@ -1,8 +1,8 @@
 """Text to image on rendered scenes: how often a picture shows what its prompt says.
 
-    python bench/text_to_image.py OUT [--quick] [--scenes 20000] [--epochs 60] [--size small] [--prompts 500] [--guidance 1 3 5] [--steps 50]
+    python bench/text_to_image.py OUT [--quick] [--scenes 20000] [--pixels 64] [--epochs 60] [--size small] [--prompts 500] [--guidance 1 3 5] [--steps 50]
 
-Scenes of 64x64 pixels are rendered. One colour-and-shape combination in four is held out (every colour and every shape is still seen, in others): no scene
+Scenes are rendered. One colour-and-shape combination in four is held out (every colour and every shape is still seen, in others): no scene
 with one of these is trained on. A U-Net and a small text encoder are trained together on the captions of the rest; the prompts are captions of scenes that
 have a held-out combination. The judge is the bundled `SceneReader`. A prompt is right if the picture shows all of its solids and no other, each of its colour
 and shape.
@@ -27,15 +27,15 @@ def is_new(caption):
     from latentfast.conditioning import caption_solids
     return bool(held_out() & set(caption_solids(caption).items()))
 
-def make_store(out, n):
+def make_store(out, n, pixels):
     "Render, leave out what is held out, encode"
     from latentfast.encode import encode
     from latentfast.scenes import make_scenes
-    src = make_scenes(out/'scenes', n)
+    src = make_scenes(out/'scenes', n, size=pixels)
     rows = [r for r in map(json.loads, (src/'scenes.jsonl').read_text().splitlines()) if not is_new(r['caption'])]
     table = src/'seen.csv'
     with open(table, 'w', newline='') as f: csv.writer(f).writerows([('file','caption','split'), *((r['key'],r['caption'],r['split']) for r in rows)])
-    return encode(table, out/'store', size=64)
+    return encode(table, out/'store', size=pixels)
 
 def train(out, store, size, epochs, lr):
     "Train with checkpoints; gives the folder of the model"
@@ -60,7 +60,7 @@ def new_scenes(n):
         seed += 1
     return found
 
-def judge(out, model, n, scales, steps):
+def judge(out, model, n, scales, steps, pixels):
     "Shares of the prompts that are right, with each guidance scale, beside those of real scenes"
     from latentfast.autoencoder import grid_image, to_tensor
     from latentfast.conditioning import caption_places, prompts_right
@@ -76,7 +76,7 @@ def judge(out, model, n, scales, steps):
             done[name] = prompts_right(x, prompts)
             grid_image(x[:64]).save(out/f'{name}.png'); file.write_text(json.dumps(done, indent=1))
         return done[name]
-    real = add(f'real-{n}', lambda: torch.cat([pipe.codec.decode(pipe.codec.encode(to_tensor([render_scene(s, 64) for s in scenes[i:i+64]]))) for i in range(0, n, 64)]))
+    real = add(f'real-{n}', lambda: torch.cat([pipe.codec.decode(pipe.codec.encode(to_tensor([render_scene(s, pixels) for s in scenes[i:i+64]]))) for i in range(0, n, 64)]))
     rows, places = [], sum(map(bool, map(caption_places, prompts)))
     for g in scales:
         ours = add(f'guidance-{g:g}-{n}-{steps}', lambda: pipe(prompt=prompts, num_inference_steps=steps, guidance_scale=g, seed=0, output_type='pt').images)
@@ -104,13 +104,14 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('out', type=Path, nargs='?', default=Path('text-to-image'))
     p.add_argument('--quick', action='store_true', help='a few scenes and epochs, in a folder of its own: shows only that the script works')
+    p.add_argument('--pixels', type=int, default=64, help='width and height of the scenes')
     p.add_argument('--scenes', type=int, default=20000); p.add_argument('--epochs', type=int, default=60); p.add_argument('--lr', type=float, default=2e-3)
     p.add_argument('--size', default='small'); p.add_argument('--prompts', type=int, default=500); p.add_argument('--steps', type=int, default=50)
     p.add_argument('--guidance', type=float, nargs='+', default=[1.,3.,5.])
     a = p.parse_args()
     if a.quick: a.out, a.scenes, a.epochs, a.size, a.prompts, a.steps = a.out/'quick', 300, 2, 'tiny', 16, 5
     a.out.mkdir(parents=True, exist_ok=True)
-    store = make_store(a.out, a.scenes)
-    show(judge(a.out, train(a.out, store, a.size, a.epochs, a.lr), a.prompts, a.guidance, a.steps))
+    store = make_store(a.out, a.scenes, a.pixels)
+    show(judge(a.out, train(a.out, store, a.size, a.epochs, a.lr), a.prompts, a.guidance, a.steps, a.pixels))
 
 if __name__=='__main__': main()
