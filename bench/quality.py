@@ -14,15 +14,15 @@ has the schedule flow, the others cosine. Losses:
   align      the U-Net's middle against the classifier's last map (REPA)
 cifar10_8x8 (FID, KID): each arm against mse_only, on the features of a pixel classifier that no loss knows, of decoded samples and decoded
   held-out latents; and on the latent classifier's own. An arm with @OBJECTIVE is compared with mse@OBJECTIVE, and that with mse. Training
-  time is the same: each loss's step is timed once, in turns with mse's (processor time where there is one thread, or the clock's), and it gets as many
-  epochs as fit (mse rounded up, others down).
+  time is the same: each loss's step is timed once, in turns with mse's (processor time where there is one thread, or the clock's), and it gets the
+  whole epochs that come nearest to the time.
 time_to_fid (s): training time until the first of --arms has the FID that the course's way has after --minutes (course_baseline: eps,
   float32, MSE, torch's AdamW, uniform times, no average of weights). It's trained anew for longer and longer until it is as good.
 Everything is kept in --work, each model and a grid of its samples in runs/: the same command goes on where it stopped, and adds arms and seeds to
 what is there. Started several times, it uses several cores: each process takes what no other is at (with OMP_NUM_THREADS=1, a process a core).
 --quick has a folder of its own.
 """
-import argparse, json, math, re, statistics, time, warnings
+import argparse, json, re, statistics, time, warnings
 from functools import partial
 from pathlib import Path
 import numpy as np, torch
@@ -145,9 +145,9 @@ class Bench:
         return statistics.median(out['mse']) if key=='mse' else statistics.median(a/b for a,b in zip(out[key], out['mse']))*self.seconds('mse')
 
     def epochs(self, arm):
-        "Epochs that fit into the time"
+        "Whole epochs, as near to the time as they come"
         n = self.minutes*60/(self.seconds(arm)*self.batches())
-        return 2 if self.quick else max(1, math.ceil(n) if parse(arm)[0] in ('mse','course') else int(n))
+        return 2 if self.quick else max(1, round(n))
     def batches(self): return len(self.store.train)//BS
 
     def prepare(self, arms):
