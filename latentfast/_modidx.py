@@ -192,6 +192,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'latentfast.cli._finish': ('cli.html#_finish', 'latentfast/cli.py'),
                                 'latentfast.cli._fit': ('cli.html#_fit', 'latentfast/cli.py'),
                                 'latentfast.cli._info': ('cli.html#_info', 'latentfast/cli.py'),
+                                'latentfast.cli._loss': ('cli.html#_loss', 'latentfast/cli.py'),
                                 'latentfast.cli._opened': ('cli.html#_opened', 'latentfast/cli.py'),
                                 'latentfast.cli._picture': ('cli.html#_picture', 'latentfast/cli.py'),
                                 'latentfast.cli._play': ('cli.html#_play', 'latentfast/cli.py'),

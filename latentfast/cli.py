@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'GOES_ON', 'SEED', 'STORE', 'BATCH', 'JSON', 'VALID', 'CYCLE', 'MAP', 'arg', 'command', 'parser', 'main']
 
-# %% ../nbs/17_cli.ipynb #568d3f06
+# %% ../nbs/17_cli.ipynb #07128566
 import argparse, json, os, sys, warnings
 from pathlib import Path
 import latentfast
 
-# %% ../nbs/17_cli.ipynb #118e1618
+# %% ../nbs/17_cli.ipynb #1da0ae38
 COMMANDS = {}
 
 def arg(*names, **kwargs):
@@ -35,20 +35,20 @@ JSON = arg('--json', action='store_true', help='print JSON, for scripts')
 VALID = arg('--valid-pct', type=float, default=.1, help='share held out for validation where the source has no split of its own')
 CYCLE = 'largest learning rate of the one-cycle schedule'
 
-# %% ../nbs/17_cli.ipynb #5e40e9bc
+# %% ../nbs/17_cli.ipynb #83f679c2
 @command('From pictures to generated pictures and a report in a few minutes.',
     arg('--out', default='demo', help='folder for everything that is made'),
     arg('--minutes', type=float, default=8., help='scales the work; about how long two CPU cores take'),
     arg('--size', type=int, default=64, help='height and width of the pictures in pixels'),
     arg('--data', help='a folder of your own pictures instead of rendered scenes'),
     arg('--compare', action='store_true', help='also train a twin with MSE alone'),
-    arg('--weight', type=float, default=.1, help='weight of the perceptual term'),
+    arg('--weight', type=float, default=.5, help="weight of the alignment with the classifier"),
     arg('--unet', default='tiny', help='size of the U-Net: tiny, small, base or course'), SEED)
 def _demo(a):
     from latentfast.demo import demo
     demo(a.out, minutes=a.minutes, size=a.size, data=a.data, compare=a.compare, seed=a.seed, weight=a.weight, unet=a.unet)
 
-# %% ../nbs/17_cli.ipynb #ec1356cc
+# %% ../nbs/17_cli.ipynb #869ba3a8
 def _claim(out, command, settings):
     "Make folder `out` for `command`, or go on in it; gives whether its work is finished already"
     out, note = Path(out), Path(out)/'training.json'
@@ -85,7 +85,7 @@ def _fit(a, learn, settings, lr, cbs=(), **kwargs):
 
 def _settings(a, names, **more): return dict({k: getattr(a, k) for k in names.split()}, **more)
 
-# %% ../nbs/17_cli.ipynb #bfd681e1
+# %% ../nbs/17_cli.ipynb #cf8d1644
 @command(f'Train a perceptual distance on the choices of people (BAPPS), or on made pairs of distortions. {GOES_ON}',
     arg('src', help='the folder of the BAPPS data set; or a folder of pictures, from which pairs with a known answer are made'),
     arg('out', help='folder for the distance'),
@@ -117,7 +117,7 @@ def _train_lpips(a):
     _finish(out, results=scores)
     print(bapps_table(scores) if real else f'{out}: tells the weaker of two known distortions of held-out pictures {scores["made"]:.1%} of the time')
 
-# %% ../nbs/17_cli.ipynb #6fedf481
+# %% ../nbs/17_cli.ipynb #20dfaf53
 @command(f'Train an autoencoder on your own pictures, as a diffusers folder that encode takes as --codec. {GOES_ON}',
     arg('src', help='pictures, as for encode'), arg('out', help='folder for the autoencoder'),
     arg('--kind', default='kl', choices=['kl','vq'], help='AutoencoderKL or VQModel'),
@@ -159,7 +159,7 @@ def _train_vae(a):
     print(f'{out}: PSNR {results["psnr"]:.1f} dB on {len(dls.valid_ds):,} held-out pictures. Pictures on the way: {out/"progress"}. '
           f'Next: latentfast encode SRC STORE --codec {out}')
 
-# %% ../nbs/17_cli.ipynb #328e0251
+# %% ../nbs/17_cli.ipynb #30015dfc
 def _dry_run(a):
     "What `encode` would do with these arguments, and take"
     from datetime import timedelta
@@ -174,7 +174,7 @@ def _dry_run(a):
     print(f'tried     {c["tried"]:,} pictures, '+(f'{c["bad"]:,} of which cannot be used' if c['bad'] else 'all of which can be used'))
     print('Nothing was written.')
 
-# %% ../nbs/17_cli.ipynb #998cd2f9
+# %% ../nbs/17_cli.ipynb #e132f1ea
 @command(f'Encode a folder of pictures into a store of latents. {GOES_ON}',
     arg('src', help='pictures: folders named by class, below train and valid if you like; a flat folder; ImageNet as it is unpacked; a .csv or .tsv '
         'of file, label or caption; WebDataset .tar shards; parquet as img2dataset writes it; a saved datasets folder, or hf:NAME; '
@@ -213,7 +213,7 @@ def _encode(a):
     about = store_text(store, encoder).about
     print(f'{about["captions"]:,} different captions, read by {about["name"]}: {2e-6*about["rows"]*about["dim"]:,.1f} MB')
 
-# %% ../nbs/17_cli.ipynb #a7113830
+# %% ../nbs/17_cli.ipynb #b2656ad3
 @command('Show what is in a store.', STORE, arg('--show', metavar='PNG', help='also write the first pictures, decoded, to this file'), JSON)
 def _info(a):
     from latentfast.store import LatentStore
@@ -233,7 +233,7 @@ def _verify(a):
     if problems: raise ValueError(f'{a.store} has {len(problems)} problem{"s"*(len(problems)>1)}: '+'; '.join(problems))
     if not a.json: print(f'{a.store}: all shards are whole'+(' (sizes and headers only)' if a.quick else ', every checksum fits'))
 
-# %% ../nbs/17_cli.ipynb #b10ce2df
+# %% ../nbs/17_cli.ipynb #0f360f8e
 @command(f'Train a classifier on the latents of a store, for the perceptual loss and for judging. {GOES_ON}',
     arg('store', help='a store with classes'), arg('out', help='folder for the classifier'),
     arg('--epochs', type=int, default=10, help='times through the training pictures'),
@@ -253,7 +253,7 @@ def _train_classifier(a):
     _finish(a.out, results=results)
     print(f'{a.out}: accuracy {results["accuracy"]:.1%} on {len(store.valid):,} held-out pictures, {len(store.classes)} classes')
 
-# %% ../nbs/17_cli.ipynb #5f5a3790
+# %% ../nbs/17_cli.ipynb #b493c083
 def _prompts(path):
     "The texts of a file, one a line"
     try: texts = [l.strip() for l in Path(path).read_text(encoding='utf-8').splitlines() if l.strip()]
@@ -264,7 +264,16 @@ def _prompts(path):
 
 def _share(texts, n): return [texts[i*len(texts)//n] for i in range(n)]  # n pictures shared out over the texts
 
-# %% ../nbs/17_cli.ipynb #e0c06d28
+def _loss(a):
+    "The loss on features that is asked for, or None"
+    from latentfast.classifier import LatentClassifier
+    from latentfast.feature_nets import Alignment
+    from latentfast.perceptual import PerceptualLoss
+    if not a.perceptual: return None
+    net, kw = LatentClassifier.from_pretrained(a.perceptual), {} if a.weight is None else dict(weight=a.weight)
+    return Alignment(net, **kw) if a.loss=='alignment' else PerceptualLoss(net, dict(pooled='pool', layers=[-3,-2,-1])[a.loss], **kw)
+
+# %% ../nbs/17_cli.ipynb #af89090c
 @command(f'Train a diffusion model on the latents of a store. {GOES_ON}', STORE, arg('out', help='folder for the model'),
     arg('--epochs', type=int, default=20, help='times through the training pictures'),
     arg('--batch-size', type=int, default=64, help='latents in a batch'),
@@ -272,9 +281,11 @@ def _share(texts, n): return [texts[i*len(texts)//n] for i in range(n)]  # n pic
     arg('--size', default='small', help='size of the U-Net: tiny, small, base or course'),
     arg('--objective', default='v', help='what the network answers: v, eps, x0, flow or karras'),
     arg('--schedule', default='cosine', help='noise schedule: cosine, linear, scaled_linear, flow, or one of them with _zsnr'),
-    arg('--perceptual', metavar='CLF', help='classifier for the perceptual loss beside the MSE: a folder made by train-classifier, or '
+    arg('--perceptual', metavar='CLF', help='classifier for a loss on features beside the MSE: a folder made by train-classifier, or '
         'tiny-imagenet, which is bundled, for latents of tiny'),
-    arg('--weight', type=float, default=.1, help='weight of the perceptual term'),
+    arg('--loss', choices=['alignment','pooled','layers'], default='alignment', help="with --perceptual: alignment of the U-Net's middle with the classifier's last map; "
+        'pooled activations of what is predicted and what is true; layers, its last three maps instead'),
+    arg('--weight', type=float, help='weight of the loss on features; .5 for alignment and .1 for the others, if not given'),
     arg('--cond', metavar='WHAT', help="what the model is told: 'class', 'text' (the captions), or the folder of a second store with pictures of the "
         'same names'),
     arg('--cond-drop', type=float, default=.1, help='with --cond: share of the training without it, which guidance needs'),
@@ -284,17 +295,15 @@ def _share(texts, n): return [texts[i*len(texts)//n] for i in range(n)]  # n pic
     arg('--ema', type=float, default=.999, help="decay of the weights' moving average"),
     arg('--sample-every', type=int, default=5, help='epochs between pictures in OUT/progress'), SEED)
 def _train(a):
-    from latentfast.classifier import LatentClassifier
     from latentfast.data import latent_dls
-    from latentfast.perceptual import PerceptualLoss
     from latentfast.store import LatentStore
     from latentfast.training import SampleProgress, diffusion_learner
     import latentfast.pipeline
     store, out = LatentStore(a.store), Path(a.out)
     if a.prompts and a.cond not in ('class','text'): raise ValueError('--prompts wants --cond class or --cond text, for a model that can be asked.')
     asked = _prompts(a.prompts) if a.prompts else store.classes if a.cond=='class' else None
-    loss = PerceptualLoss(LatentClassifier.from_pretrained(a.perceptual), weight=a.weight) if a.perceptual else None
-    settings = _settings(a, 'epochs batch_size lr size objective schedule perceptual weight ema seed' + ' cond cond_drop'*bool(a.cond),
+    loss = _loss(a)
+    settings = _settings(a, 'epochs batch_size lr size objective schedule perceptual loss weight ema seed' + ' cond cond_drop'*bool(a.cond),
                          fingerprint=store.fingerprint, rows=store.index['counts'])
     learn = diffusion_learner(latent_dls(store, bs=a.batch_size, seed=a.seed, index=True, cond=a.cond), perceptual=loss,
         **_settings(a, 'size objective schedule ema seed cond_drop'))
@@ -307,7 +316,7 @@ def _train(a):
     _finish(out, results=results)
     print(f'{out}: trained {a.epochs} epochs. Pictures: {out/"samples.png"}; while it trained: {out/"progress"}')
 
-# %% ../nbs/17_cli.ipynb #272216b3
+# %% ../nbs/17_cli.ipynb #909f04d7
 def _file(path, what, *endings):
     path = Path(path)
     if path.suffix.lower() not in endings:
@@ -394,7 +403,7 @@ def _sample(a):
     if a.video: print(f'the way there: {save_animation(a.video, steps, pipe.decode)}')
     if a.strip: show_steps([s[:8] for s in steps], pipe.decode).save(a.strip); print(f'the way there: {a.strip}')
 
-# %% ../nbs/17_cli.ipynb #82daa799
+# %% ../nbs/17_cli.ipynb #38eecd7b
 @command('Score models against the pictures of a store, side by side: FID, KID, precision, recall, density and coverage.',
     arg('model', nargs='+', help='models made by train, or folders of pictures that another library sampled'), STORE,
     arg('--features', nargs='+', default=['latents'], metavar='F', help="latents (averaged to 8x8), a classifier's folder, timm:NAME or inception, "
@@ -414,7 +423,7 @@ def _evaluate(a):
     print('\n\n'.join(f'{s["name"]}\n{score_text(s)}' for s in scores))
     if a.out: print(f'\npictures and tables: {a.out}')
 
-# %% ../nbs/17_cli.ipynb #88ba00a6
+# %% ../nbs/17_cli.ipynb #e1e6899e
 @command('Try a model on a page in the browser. Ctrl-C ends it.',
     arg('model', help='a model made by train, or a hub id'),
     arg('--classifier', metavar='CLF', help='a classifier made by train-classifier, that steers a model that was trained without classes'),
@@ -426,7 +435,7 @@ def _play(a):
     if a.port is not None and not 1<=a.port<=65535: raise ValueError(f'--port {a.port}: give a number from 1 to 65535.')
     play(a.model, a.classifier, host=a.host, port=a.port, browser=a.browser)
 
-# %% ../nbs/17_cli.ipynb #c2407f04
+# %% ../nbs/17_cli.ipynb #099ed292
 @command('Print what lets the Tab key of a shell complete this command. Such as: latentfast completion bash > '
          '~/.local/share/bash-completion/completions/latentfast', arg('shell', choices=['bash','zsh'], help='the shell'))
 def _completion(a):
@@ -438,7 +447,7 @@ def _completion(a):
             if o.type is None and o.nargs!=0 and not o.choices: o.complete = shtab.FILE
     print(shtab.complete(top, a.shell))
 
-# %% ../nbs/17_cli.ipynb #00821b96
+# %% ../nbs/17_cli.ipynb #6486e70f
 MAP = '''A project's way; each takes what those before it made:
 
   latentfast demo                                        # everything at once, on rendered scenes
@@ -452,7 +461,7 @@ MAP = '''A project's way; each takes what those before it made:
   latentfast evaluate MODEL STORE --features CLF
   latentfast play MODEL                                  # try it in the browser'''
 
-# %% ../nbs/17_cli.ipynb #635d975e
+# %% ../nbs/17_cli.ipynb #4d4090c8
 def parser():
     "The `latentfast` command's parser"
     class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -466,7 +475,7 @@ def parser():
         for names,kwargs in args: p.add_argument(*names, **kwargs)
     return top
 
-# %% ../nbs/17_cli.ipynb #9d3fd96d
+# %% ../nbs/17_cli.ipynb #4af95995
 def main(
     argv=None # Arguments; the command line's if not given
 ) -> int:     # Exit status

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNET_EPOCHS', 'demo_plan', 'demo']
 
-# %% ../nbs/16_demo.ipynb #7a9724cc
+# %% ../nbs/16_demo.ipynb #a2f24511
 import html, json, shutil, time
 from pathlib import Path
 import numpy as np, torch
@@ -16,13 +16,13 @@ from .data import latent_dls
 from .encode import encode
 from .sources import find_pictures, load_picture
 from .evaluation import evaluate, features, nearest
-from .perceptual import PerceptualLoss
+from .feature_nets import Alignment
 import latentfast.pipeline  # learn.export_pipeline
 from .report import figure_html, picture_html, report_html, table_html
 from .scenes import make_scenes
 from .training import SampleProgress, diffusion_learner
 
-# %% ../nbs/16_demo.ipynb #2c83acff
+# %% ../nbs/16_demo.ipynb #1f081cd8
 UNET_EPOCHS = 36  # with 750 pictures for each minute
 
 def demo_plan(
@@ -33,7 +33,7 @@ def demo_plan(
     n = int(np.clip(750*minutes, 400, 20_000))
     return dict(n_scenes=n, classifier_epochs=8, unet_epochs=max(2, round(UNET_EPOCHS*minutes*750/n)), n_samples=int(np.clip(128*minutes, 64, 1024)))
 
-# %% ../nbs/16_demo.ipynb #fd6f5cdf
+# %% ../nbs/16_demo.ipynb #3a925ca2
 def _timed(times, name):
     "Context manager that notes how long its block took"
     from contextlib import contextmanager
@@ -64,7 +64,7 @@ def _unet(store, folder, epochs, perceptual, seed, size, progress, label):
     learn.export_pipeline(folder)
     return learn
 
-# %% ../nbs/16_demo.ipynb #bad4434e
+# %% ../nbs/16_demo.ipynb #2f4f3803
 def demo(
     out='demo',            # Folder for everything that is made
     minutes:float=8.,      # Scales the work; about how long it takes on two cores
@@ -72,7 +72,7 @@ def demo(
     data=None,             # A folder of your own pictures instead of rendered scenes
     compare:bool=False,    # Also train a twin with MSE alone, same seed and steps
     seed:int=0,            # Same seed, same pictures
-    weight:float=.1,       # Weight of the perceptual term
+    weight:float=.5,       # Weight of the `Alignment` with the classifier
     unet:str='tiny',       # Size of the U-Net: 'tiny', 'small', 'base' or 'course'
     progress:bool=True     # Show progress bars
 ) -> Path:                 # report.html
@@ -90,7 +90,7 @@ def demo(
             for i,name in enumerate(('classifier','judge')): nets[name] = _classifier(store, out/name, plan['classifier_epochs'], seed+i, progress, f'train the {name}')
         say(f'The classifier names {nets["classifier"][1]:.1%} of the held-out pictures rightly.')
     runs = {}
-    if labelled: runs['MSE + perceptual'] = (out/'model', PerceptualLoss(nets['classifier'][0], weight=weight))
+    if labelled: runs['MSE + alignment'] = (out/'model', Alignment(nets['classifier'][0], weight=weight))
     if compare or not labelled: runs['MSE'] = (out/('model-mse' if labelled else 'model'), None)
     learners, scores, pictures = {}, {}, {}
     for name,(folder,loss) in runs.items():
@@ -108,7 +108,7 @@ def demo(
     say(f'{sum(times.values())/60:.1f} minutes. Look at {out/"report.html"} and {out/"samples.png"}.')
     return out/'report.html'
 
-# %% ../nbs/16_demo.ipynb #11be4d2e
+# %% ../nbs/16_demo.ipynb #bbf55ea9
 def _claim(out, settings):
     "Make `out`, or go on in one that an earlier demo with the same settings began"
     note = out/'demo.json'
@@ -128,7 +128,7 @@ def _nearest_picture(learn, z, store, nets):
     i = nearest(features(net, z), features(net, train), k=1)
     return grid_image(torch.cat([learn.decode(z), learn.decode(train[torch.as_tensor(i).flatten()])]), ncol=len(z))
 
-# %% ../nbs/16_demo.ipynb #f959aa92
+# %% ../nbs/16_demo.ipynb #2cf150cf
 def _report(src, store, learners, pictures, scores, nets, times, plan, settings):
     import matplotlib.pyplot as plt
     first = next(iter(learners.values()))
@@ -151,9 +151,9 @@ def _report(src, store, learners, pictures, scores, nets, times, plan, settings)
         axs[0].plot(l.recorder.losses, label=n)
         v = np.array([r[1] for r in l.recorder.values]); axs[1].plot(np.arange(1, len(v)+1), v, label=n)
     axs[0].set(title='training loss (MSE part)', xlabel='batch', yscale='log'); axs[1].set(title='validation loss (MSE part)', xlabel='epoch'); axs[1].legend()
-    sections.append(('Losses', 'The MSE alone, so that runs with and without the perceptual term can be compared.', [figure_html(fig, 'loss curves')]))
+    sections.append(('Losses', 'The MSE alone, so that runs with and without a loss on features can be compared.', [figure_html(fig, 'loss curves')]))
     if nets:
-        table = [[n, j+(' (part of the loss)' if j=='classifier' and 'perceptual' in n else ''), s['fid'], s['kid'], s['kid_se'], s['floor_fid']] for n,d in scores.items() if n!='nearest' for j,s in d.items()]
+        table = [[n, j+(' (part of the loss)' if j=='classifier' and 'alignment' in n else ''), s['fid'], s['kid'], s['kid_se'], s['floor_fid']] for n,d in scores.items() if n!='nearest' for j,s in d.items()]
         sections.append(('Scores', f'FID and KID of {plan["n_samples"]} samples on a classifier\'s features; smaller is better. The floor is real training against real held-out pictures. '
             'These features are of small networks trained here: the numbers compare runs on this page, and nothing else.', [table_html(['model','features of','FID','KID','± KID','floor FID'], table)]))
     for n,p in scores.get('nearest', {}).items(): sections.append((f'Copies? {n}', 'Above samples, below the training picture nearest to each.', [picture_html(p, 'nearest training pictures')]))

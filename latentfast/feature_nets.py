@@ -55,7 +55,7 @@ class _Stop(Exception): pass
 
 def _block(model, name):
     try: return model.get_submodule(name)
-    except AttributeError: raise ValueError(f'{type(model).__name__} has no module {name!r}: name the one whose output is wanted.') from None
+    except AttributeError: raise ValueError(f"{type(model).__name__} has no module {name!r}: give block='NAME', that of the module whose output is wanted.") from None
 
 class UNetFeatures(nn.Module):
     "The middle of a frozen copy of a denoising network, asked about latents with new noise"

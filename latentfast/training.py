@@ -6,7 +6,7 @@
 __all__ = ['Noising', 'Perceptual', 'PerceptualTerm', 'power_gamma', 'EMA', 'NaNGuard', 'SampleProgress', 'DiffusionLearner',
            'diffusion_learner']
 
-# %% ../nbs/11_training.ipynb #2188bb68
+# %% ../nbs/11_training.ipynb #92474d48
 import math, warnings
 from copy import deepcopy
 from functools import partial
@@ -34,7 +34,7 @@ from .store import LatentDataset
 from .schedule import SAMPLE_T, abar, add_noise, loss_weight, sample_t, snr, t_to_timestep, target, to_x0
 from .unet import LatentUNet
 
-# %% ../nbs/11_training.ipynb #e0e94a4b
+# %% ../nbs/11_training.ipynb #926474da
 class Noising(Callback):
     "Turn a batch of latents into noised latents, timesteps and the objective's target"
     order = 5
@@ -74,7 +74,7 @@ class Noising(Callback):
     @property
     def x0_pred(self): return to_x0(self.pred.float(), self.xt, self.abar, self.objective)
 
-# %% ../nbs/11_training.ipynb #f7d04d2b
+# %% ../nbs/11_training.ipynb #de57b210
 class Perceptual(Callback):
     "Add losses on features to the gradient"
     order = Noising.order+.5  # before GradientAccumulation, which takes its part of the whole
@@ -82,7 +82,7 @@ class Perceptual(Callback):
         losses  # A `PerceptualLoss`, an `Alignment`, or a list of such
     ):
         self.losses, self.terms, self.term, self.known = listify(losses), {}, 0., {}
-        self.loss_fn, self.alignments = self.losses[0], [l for l in self.losses if isinstance(l, Alignment)]
+        self.alignments = [l for l in self.losses if isinstance(l, Alignment)]
         names = [l.name for l in self.losses]
         self.names = [f'{n}{names[:i].count(n)+1}' if n in names[:i] else n for i,n in enumerate(names)]
 
@@ -162,7 +162,7 @@ class PerceptualTerm(Metric):
     @property
     def value(self): return float(self.total)/self.n if self.n else None
 
-# %% ../nbs/11_training.ipynb #7ab9e646
+# %% ../nbs/11_training.ipynb #87bceea0
 def power_gamma(
     width:float  # Relative width of the average, above 0 and below .28
 ) -> float:      # The exponent γ, above 0
@@ -170,7 +170,7 @@ def power_gamma(
     if not 0<width<12**-.5: raise ValueError(f'The relative width of an average lies between 0 and {12**-.5:.3f}, for example .1; {width} was given.')
     return float(np.roots([1, 7, 16-width**-2, 12-width**-2]).real.max())
 
-# %% ../nbs/11_training.ipynb #4d52848f
+# %% ../nbs/11_training.ipynb #b0f5855f
 class EMA(Callback):
     "Keep a moving average of the weights, and validate with it"
     order = 48
@@ -201,7 +201,7 @@ class EMA(Callback):
         if self.average is None: self.average = deepcopy(get_model(self.model)).eval().requires_grad_(False)
         self.average.load_state_dict(state['model'])
 
-# %% ../nbs/11_training.ipynb #f46d9ec5
+# %% ../nbs/11_training.ipynb #0e00c4da
 class NaNGuard(Callback):
     "Clip the gradient's norm; stop with `FloatingPointError` before a step that isn't finite"
     order, run_valid = GradientClip.order, False
@@ -222,7 +222,7 @@ class NaNGuard(Callback):
         raise FloatingPointError(f'Step {step} (epoch {self.epoch}): {what} is not finite, so the step was not made. Weights, average and optimiser '
                                  f'are those of step {step-1}. The learning rate was {self.opt.hypers[-1]["lr"]:.2g}: try a lower one.')
 
-# %% ../nbs/11_training.ipynb #8b773641
+# %% ../nbs/11_training.ipynb #fc254ad0
 class SampleProgress(Callback):
     "Sample pictures from the same seeds every so many epochs or steps; `.history` keeps [(epoch or step, latents)]"
     order = 55
@@ -277,7 +277,7 @@ class SampleProgress(Callback):
     def state_dict(self): return dict(history=[[e,z] for e,z in self.history])
     def load_state_dict(self, state): self.history = [(e,z) for e,z in state['history']]
 
-# %% ../nbs/11_training.ipynb #ac73fc92
+# %% ../nbs/11_training.ipynb #57a4baaa
 class DiffusionLearner(AutocastLearner):
     "A fastai `Learner` that samples; made by `diffusion_learner`"
     def __getattr__(self, k):
@@ -370,7 +370,7 @@ class DiffusionLearner(AutocastLearner):
         if self.dls.conds: kwargs = {'cond': real[-1], **kwargs}
         show_images(torch.cat([self.dls.train.pictures(real, max_n), self.sample(len(real[0]), steps=steps, seed=seed, progress=False, **kwargs)]), ncol=max_n)
 
-# %% ../nbs/11_training.ipynb #c00a5dda
+# %% ../nbs/11_training.ipynb #3236a418
 def _check_told(model, told):
     "Raise ValueError unless the loaders' conditions are those that the model takes"
     kinds = dict(n_classes='class', context_dim='text', cond_channels='STORE')
@@ -381,13 +381,13 @@ def _check_told(model, told):
         if k!='words': raise ValueError(f'The data have a condition that the model does not take: make it with {k}={v}, or leave it out and have it made.')
         raise ValueError("The model's own text encoder has another vocabulary than these captions: make the model with words=dls.conds[0].tokenizer.words.")
 
-# %% ../nbs/11_training.ipynb #826c77d4
+# %% ../nbs/11_training.ipynb #e398592b
 def diffusion_learner(
     dls,                      # `LatentDataLoaders`
     model=None,               # A network (xt, timestep) -> answer, such as `LatentUNet` or diffusers' `UNet2DModel`; a `LatentUNet` of `size` if not given
     objective:str='v',        # What the network answers, one of `OBJECTIVES`: 'v' (safe at every noise level), 'eps' (the course's), 'x0', 'flow', 'karras'
     schedule:str='cosine',    # Noise schedule, one of `SCHEDULES`: 'cosine' (the course's), 'linear', 'scaled_linear', 'flow', ...
-    perceptual=None,          # Beside the MSE: a latent classifier, its folder, 'tiny-imagenet' (bundled), a `PerceptualLoss`, an `Alignment`, or a list
+    perceptual=None,          # Beside the MSE: a latent classifier, its folder or 'tiny-imagenet' (bundled), all for `Alignment` with it; a `PerceptualLoss`, an `Alignment`, or a list
     size:str='small',         # Size of the `LatentUNet`: 'tiny', 'small', 'base' or 'course'
     ema=.999,                 # Moving average of the weights: its decay; 'power' for a power function of width .1; None or 0 for none
     precision='auto',         # Number format: 'auto' picks the device's fastest that is safe; None for float32
@@ -414,7 +414,7 @@ def diffusion_learner(
     if ema: added.append(EMA(width=.1) if ema=='power' else EMA(ema))
     if seed is not None: added.append(EpochSeed(seed))
     nets = [LatentClassifier.from_pretrained(l) if isinstance(l, (str,Path)) else l for l in listify(perceptual)]
-    if losses := [l if isinstance(l, (PerceptualLoss,Alignment)) else PerceptualLoss(l) for l in nets]:
+    if losses := [l if isinstance(l, (PerceptualLoss,Alignment)) else Alignment(l) for l in nets]:
         for l in losses:
             if getattr(getattr(l.net, 'config', None), 'fingerprint', None): l.net.adapt_to(dls.store)
         added.append(Perceptual(losses)); metrics = [PerceptualTerm(added[-1], n) for n in added[-1].names]

@@ -73,6 +73,11 @@ def test_interrupted_training_goes_on_to_the_same_weights(work, model, sig):
     a, b = ((m/'unet'/'diffusion_pytorch_model.safetensors').read_bytes() for m in (model, out))
     assert a==b
 
+def test_the_loss_on_features_is_chosen_by_name(work, model):
+    latentfast('train', work/'store', work/'pooled', '--perceptual', work/'clf', '--loss', 'pooled', '--weight', .3, *TRAIN)
+    assert 'alignment (weight 0.5)' in (model/'README.md').read_text()
+    assert 'perceptual (weight 0.3)' in (work/'pooled'/'README.md').read_text()
+
 def test_finished_work_is_not_done_again(work, model):
     before = (model/'unet'/'diffusion_pytorch_model.safetensors').stat().st_mtime_ns
     r = latentfast('train', work/'store', model, '--perceptual', work/'clf', *TRAIN)
