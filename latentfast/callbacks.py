@@ -22,7 +22,7 @@ from fastcore.foundation import L
 from fastcore.meta import delegates
 from fastcore.xtras import ContextManagers
 from torch import nn, Tensor
-from .autoencoder import fast_dtype
+from .autoencoder import fast_dtype, keep_memory
 from .store import replacing
 try: from fastai.distributed import DistributedDL, DistributedTrainer
 except (ImportError, NameError): DistributedDL, DistributedTrainer = object, Callback  # fastai needs accelerate for it
@@ -136,7 +136,8 @@ class AutocastLearner(Learner):
     def fit(self, n_epoch, lr=None, **kwargs):
         "As fastai's"
         self._late = LateNumber()
-        try: super().fit(n_epoch, lr, **kwargs)
+        try:
+            with keep_memory(): super().fit(n_epoch, lr, **kwargs)
         finally:
             for cb in self.cbs: cb.run = True
     def one_batch(self, i, b):

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, torch
 from PIL import Image
-from .autoencoder import LatentCodec, fast_dtype, send
+from .autoencoder import LatentCodec, fast_dtype, keep_memory, send
 from .sources import MAX_PIXELS, SPLITS, find_pictures, load_picture
 from .store import LatentQuantizer, LatentStore, fetch_store, is_url, read_index, replacing, shard_record, write_index, write_shard, _open_shard, _shard_problem
 
@@ -143,6 +143,7 @@ def _units(pictures, rows):
 # %% ../nbs/03_encode.ipynb #1e7206b5
 _DTYPES = dict(bf16=torch.bfloat16, fp32=torch.float32)
 
+@keep_memory()
 def _encode_shard(stream, rows, job, codec, tell):
     "Take a shard's decoded batches from `stream` and encode them; gives the arguments of `write_shard`"
     ps, plan, parts, used, errors = job.pictures, job.plan, [], [], []

@@ -20,7 +20,7 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastcore.basics import listify
 from torch import Tensor, nn
-from .autoencoder import LatentCodec, show_images, to_tensor, to_uint8
+from .autoencoder import LatentCodec, keep_memory, show_images, to_tensor, to_uint8
 from .callbacks import AutocastLearner, AutoPrecision, EpochSeed, fused_adamw
 from .classifier import LatentClassifier
 from .data import LatentDL
@@ -524,6 +524,7 @@ def _check_question(model, store, nets, n, against, pictures, n_pictures, batch_
             raise ValueError(f"evaluate: against={against!r} for features of pictures ({name}) wants the original pictures: "
                              "give pictures=FOLDER, or against='reconstructions'.")
 
+@keep_memory()
 def evaluate(
     model,              # Pipeline or its folder, `DiffusionLearner`, latents [N,C,h,w] normalised as the store's, or pictures: `find_pictures`
     store,              # A `LatentStore` or its folder

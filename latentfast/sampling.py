@@ -14,7 +14,7 @@ from functools import lru_cache, wraps
 import numpy as np, torch
 from torch import nn, Tensor
 from tqdm.auto import tqdm
-from .autoencoder import fast_dtype
+from .autoencoder import fast_dtype, keep_memory
 from .schedule import (N_STEPS, OBJECTIVES, SCHEDULES, abar, add_noise, diffusers_scheduler, t_to_timestep, target, timestep_to_t,
                                  to_eps, to_x0)
 
@@ -462,6 +462,7 @@ def _in_step(runs, n_steps, within, bar, callback):
             yield out
 
 # %% ../nbs/10_sampling.ipynb #3347d672
+@keep_memory()
 def sample(
     model,               # A LatentUNet; or anything that `predict` can ask, with shape, schedule and objective
     n:int,               # How many samples
