@@ -6,7 +6,7 @@
 __all__ = ['BUNDLED', 'to_tensor', 'to_uint8', 'grid_image', 'show_images', 'keep_memory', 'LatentCodec', 'fast_dtype', 'send',
            'psnr']
 
-# %% ../nbs/01_autoencoder.ipynb #044c83cd
+# %% ../nbs/01_autoencoder.ipynb #4dc26c44
 import ctypes, hashlib, json, os, threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np, torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-# %% ../nbs/01_autoencoder.ipynb #8b56e6b6
+# %% ../nbs/01_autoencoder.ipynb #50b7d915
 def to_tensor(
     pictures  # One uint8 array [H,W,3], or a list or array [B,H,W,3] of them; or PIL pictures
 ) -> Tensor:  # Float [B,3,H,W] in [-1,1]
@@ -26,14 +26,14 @@ def to_tensor(
     if a.dtype!=np.uint8 or a.shape[-1]!=3: raise ValueError(f'to_tensor wants uint8 pictures [B,H,W,3]; this is {a.dtype} {a.shape}.')
     return torch.from_numpy(np.ascontiguousarray(a.transpose(0,3,1,2))).float()/127.5-1
 
-# %% ../nbs/01_autoencoder.ipynb #6f7e7ce6
+# %% ../nbs/01_autoencoder.ipynb #c75f625c
 def to_uint8(
     x:Tensor  # Pictures [B,3,H,W] in [-1,1]; what is outside is clipped
 ) -> np.ndarray:  # uint8 [B,H,W,3]
     "A batch in [-1,1] to uint8 pictures"
     return ((x.detach().float().clamp(-1,1)+1)*127.5).round().to(torch.uint8).permute(0,2,3,1).cpu().numpy()
 
-# %% ../nbs/01_autoencoder.ipynb #c2554082
+# %% ../nbs/01_autoencoder.ipynb #8d31de74
 def grid_image(
     x,             # Pictures [B,3,H,W] in [-1,1], or uint8 [B,H,W,3]
     ncol:int=None, # Pictures in a row; as square as possible if not given
@@ -51,7 +51,7 @@ def grid_image(
         out[r*(h+pad):r*(h+pad)+h, c*(w+pad):c*(w+pad)+w] = p
     return Image.fromarray(out)
 
-# %% ../nbs/01_autoencoder.ipynb #17dd694e
+# %% ../nbs/01_autoencoder.ipynb #e4226f77
 def show_images(
     x,             # Pictures [B,3,H,W] in [-1,1], or uint8 [B,H,W,3]
     ncol:int=None, # Pictures in a row
@@ -70,7 +70,7 @@ def show_images(
         if titles: ax.set_title(titles[i], fontsize=8)
     fig.tight_layout(pad=.2)
 
-# %% ../nbs/01_autoencoder.ipynb #e8067d18
+# %% ../nbs/01_autoencoder.ipynb #0d160c39
 try: _libc = ctypes.CDLL('libc.so.6'); _libc.mallopt, _libc.malloc_trim
 except (OSError, AttributeError, TypeError): _libc = None
 _TRIM, _MMAP = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
@@ -91,7 +91,7 @@ def keep_memory():
             _kept -= 1
             if not _kept and _libc: _limits(2**26, 2**25); _libc.malloc_trim(0)  # what malloc's own limits grow to
 
-# %% ../nbs/01_autoencoder.ipynb #63c33293
+# %% ../nbs/01_autoencoder.ipynb #4c9b2fb2
 BUNDLED = Path(__file__).parent/'models' if '__file__' in globals() else Path('../latentfast/models')
 
 def _fingerprint(model):
@@ -122,7 +122,7 @@ def _load_autoencoder(path):
         raise FileNotFoundError(f"No autoencoder {path!r}: it is neither 'tiny', nor a folder here, nor could it be had from the hub "
                                 f'({type(e).__name__}: {str(e).splitlines()[0][:120]}).') from None
 
-# %% ../nbs/01_autoencoder.ipynb #0fbec87c
+# %% ../nbs/01_autoencoder.ipynb #ae024d44
 class LatentCodec:
     "Pictures to latents and back with a frozen diffusers autoencoder"
     def __init__(self,
@@ -192,7 +192,7 @@ class LatentCodec:
         n = sum(p.numel() for p in self.model.parameters())
         return f'LatentCodec({self.name}: {type(self.model).__name__}, {n/1e6:.1f} M parameters, {self.factor} times down, {self.channels} channels)'
 
-# %% ../nbs/01_autoencoder.ipynb #15ede751
+# %% ../nbs/01_autoencoder.ipynb #cedecb44
 def fast_dtype(
     device='cpu'  # A torch device or its name
 ) -> torch.dtype: # bfloat16 or float32
@@ -205,7 +205,7 @@ def fast_dtype(
     else: fast = device.type=='mps'
     return torch.bfloat16 if fast else torch.float32
 
-# %% ../nbs/01_autoencoder.ipynb #f53221d9
+# %% ../nbs/01_autoencoder.ipynb #7d6f5cb5
 def send(
     x:Tensor, # A tensor, anywhere
     device    # A torch device or its name
@@ -213,7 +213,7 @@ def send(
     "To a device; on CUDA without waiting for what it has to do yet"
     return x.to(device, non_blocking=torch.device(device).type=='cuda')
 
-# %% ../nbs/01_autoencoder.ipynb #20df3749
+# %% ../nbs/01_autoencoder.ipynb #e119aa33
 def psnr(
     y:Tensor, # Pictures [B,3,H,W] in [-1,1]
     x:Tensor  # The pictures they should be, same shape and range
