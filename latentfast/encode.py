@@ -84,14 +84,14 @@ def _decoded(job, batches, ahead=0, chunk=8):
     finally: pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/03_encode.ipynb #01a5c9f8
-def _check_plan(path, old, new):
+def _check_plan(store, old, new):
     "Raise ValueError that says in what the call differs from the one that began the store"
-    if not isinstance(old, dict): raise ValueError(f'{path} was not made by encode: choose another folder.')
+    if not isinstance(old, dict): raise ValueError(f'{store} was not made by encode: choose another folder.')
     same = lambda k: k in ('codec','hash') or old.get(k)==new[k] or new[k]=='auto'
     differ = [f'{k}={old.get(k)!r} then and {new[k]!r} now' for k in new if not same(k)]
     if not differ and old.get('hash')!=new['hash']: differ = ["the pictures' names, classes, splits or captions are others now"]
     if differ:
-        raise ValueError(f'{path} was begun by another call: {"; ".join(differ)}. Give the same arguments to finish it, or another folder.')
+        raise ValueError(f'{store} was begun by another call: {"; ".join(differ)}. Give the same arguments to finish it, or another folder.')
 
 # %% ../nbs/03_encode.ipynb #180a15c5
 def _try_lock(f):
@@ -262,11 +262,11 @@ def _bar(**kwargs):
     return tqdm(bar_format=look, unit=' pictures', **kwargs)
 
 # %% ../nbs/03_encode.ipynb #90fb7971
-def _finished(path, plan):
+def _finished(path, plan, store):
     "The store, if the same call finished it before; None if there is none, or shards of it are gone or cut short"
     if not (path/'index.json').exists() or (path/'plan.json').exists(): return None  # the plan is the last thing to go
     index = read_index(path)
-    _check_plan(path, index.get('encode'), plan)
+    _check_plan(store, index.get('encode'), plan)
     return None if any(_shard_problem(path, s, index, quick=True) for s in index['shards']) else LatentStore(path)
 
 def _decide(job, codec, auto, n=256):
@@ -288,14 +288,14 @@ def _begin(job, codec, auto):
     path, file = job.path, job.path/'plan.json'
     if (path/'index.json').exists():  # finished and then damaged
         index = read_index(path)
-        _check_plan(path, index.get('encode'), job.plan)
+        _check_plan(job.url or path, index.get('encode'), job.plan)
         with replacing(file) as f: f.write(json.dumps(index['encode'], indent=1).encode())
         bad = [s['file'] for s in index['shards'] if _shard_problem(path, s, index, quick=True)]
         for name in ('index.json', *bad): (path/name).unlink(missing_ok=True)
     if file.exists():
         try: old = json.loads(file.read_text())
         except (ValueError, OSError): raise ValueError(f'{file} is damaged: delete the folder {path} and encode again.') from None
-        _check_plan(path, old, job.plan)
+        _check_plan(job.url or path, old, job.plan)
         for f in path.glob('*.tmp'): f.unlink(missing_ok=True)  # what a killed run was writing
         return old
     if others := sorted(f.name for f in path.iterdir() if f.name!='.lock' and not (f.name.startswith('plan.json.') and f.suffix=='.tmp')):
@@ -349,7 +349,7 @@ def encode(
                 batch_size=batch_size, shard_rows=shard_rows, valid_pct=float(valid_pct), seed=seed, max_pixels=max_pixels,
                 captions=pictures.captions is not None, pictures=len(pictures), hash=pictures.hash(),
                 transform=transform and getattr(transform, '__qualname__', repr(transform)))
-    if done := _finished(path, plan):
+    if done := _finished(path, plan, url or path):
         if progress: print(f'{store} was finished before; nothing to do.')
         return done
     job = _Job(pictures, path, url, plan, (codec.channels, size//codec.factor, size//codec.factor), workers, transform)
