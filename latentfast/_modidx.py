@@ -851,6 +851,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'latentfast.store.LatentDataset._open': ('store.html#latentdataset._open', 'latentfast/store.py'),
                                   'latentfast.store.LatentDataset._raw': ('store.html#latentdataset._raw', 'latentfast/store.py'),
                                   'latentfast.store.LatentDataset._text': ('store.html#latentdataset._text', 'latentfast/store.py'),
+                                  'latentfast.store.LatentDataset.at': ('store.html#latentdataset.at', 'latentfast/store.py'),
                                   'latentfast.store.LatentDataset.captions': ('store.html#latentdataset.captions', 'latentfast/store.py'),
                                   'latentfast.store.LatentDataset.gather': ('store.html#latentdataset.gather', 'latentfast/store.py'),
                                   'latentfast.store.LatentDataset.keys': ('store.html#latentdataset.keys', 'latentfast/store.py'),

@@ -63,8 +63,8 @@ class LatentDL(TfmdDL):
         "The rows [B] of the batch that was gathered last; None where worker processes gather"
         return None if self.fake_l.num_workers else self._rows
     def _batch(self, idxs):
-        self._rows = torch.as_tensor(np.asarray(idxs))
-        b = self.dataset.__getitems__(idxs)
+        b, rows = self.dataset.__getitems__(idxs), getattr(self.dataset, 'last_rows', None)
+        self._rows = torch.as_tensor(np.asarray(idxs)) if rows is None else rows
         if self.conds: b = *b, {k: v for c in self.conds for k,v in c(self.dataset, idxs).items()}
         return b if self.device is None or self.fake_l.num_workers else apply(partial(send, device=self.device), b)  # fastai would wait for the device
 

@@ -202,21 +202,21 @@ def _cache_name(net, dataset, layers):
     h, store = hashlib.sha256(), dataset.store
     shards = [s['checksum'] for s in store.index['shards'] if s['split']==dataset.split]
     norm = {k: list(map(float, v)) for k,v in store.normalizer.to_dict().items()}
-    h.update(json.dumps([type(net).__name__, 'pool' if _is_pool(layers) else list(layers), shards, norm]).encode())
+    h.update(json.dumps([type(net).__name__, 'pool' if _is_pool(layers) else list(layers), shards, norm, *['flip']*dataset.flip]).encode())
     for k,v in sorted(net.state_dict().items()): h.update(k.encode() + v.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return f'{dataset.split}-{h.hexdigest()[:16]}.npy'
 
 @torch.no_grad()
 def cached_features(
     net:nn.Module,    # A frozen network with `features`
-    dataset,          # A `LatentDataset` that neither flips nor draws
+    dataset,          # A `LatentDataset` that doesn't draw
     layers='pool',    # 'pool' or a list of map numbers
     limit:float=2e9,  # Bytes that the file may take
     bs:int=256        # Latents at once, when it is made
 ):                    # A function from row numbers [B] to a list of activations [B,...] float32; None where there is too much to keep
     "Activations of a split's normalised latents, computed once and kept beside the store. ValueError if they aren't finite, or differ when computed again"
-    device, n = next(net.parameters()).device, len(dataset)
-    def features(rows): return [_float(f) for f in _activations(net, dataset.store.normalizer.normalize(dataset.__getitems__(rows)[0]).to(device), layers)]
+    device, n = next(net.parameters()).device, len(dataset)*(1+dataset.flip)
+    def features(rows): return [_float(f) for f in _activations(net, dataset.store.normalizer.normalize(dataset.at(rows)).to(device), layers)]
     shapes = [f.shape[1:] for f in features([0,0])]
     sizes = [prod(s) for s in shapes]; size = sum(sizes)
     if 2*n*size > limit: return None

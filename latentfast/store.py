@@ -390,7 +390,7 @@ class LatentDataset:
         split:str='train', # 'train' or 'valid', or another that the store has
         flip:bool=False,   # Give half of them mirrored? Chance is torch's own generator
         draw:bool=False,   # Draw from the posterior, instead of its mean?
-        index:bool=False,  # Give the row numbers as a third thing?
+        index:bool=False,  # Give the row numbers as a third thing, those of mirrored pictures counted after all others?
         half:bool=False    # Leave float16 latents as they are stored, for who normalises them anyway?
     ):
         for asked,column in ((flip,'latent_flip'), (draw,'latent_std')):
@@ -398,7 +398,7 @@ class LatentDataset:
                 raise ValueError(f'{store.path} has no {column}: encode again with {"flip" if flip else "moments"}=True for it.')
         self.store, self.split, self.shape, self.flip, self.draw = store, split, tuple(store.latent_shape), flip, draw
         self.index, self.half = index, half and not draw
-        self.n, self._maps = store.index['counts'].get(split, 0), None
+        self.n, self._maps, self.last_rows = store.index['counts'].get(split, 0), None, None
 
     def _open(self):
         "Map the shards, once in each process: (rows of each column, labels, texts, record batches)"
@@ -434,15 +434,23 @@ class LatentDataset:
         z = self.gather(idxs, column)
         return self.store.quantizer.dequantize(z) if z.dtype==torch.uint8 else z if self.half else z.float()
 
+    def at(self,
+        rows # Row numbers [B], as in `last_rows`: from 0 to n-1, and n more for the mirrored picture
+    ):       # Latents [B,C,h,w], raw
+        "The latents of rows, mirrored ones among them"
+        rows = np.asarray(rows); mirrored = rows>=self.n
+        z = self._raw(np.where(mirrored, rows-self.n, rows))
+        if mirrored.any(): z[torch.from_numpy(mirrored)] = self._raw(rows[mirrored]-self.n, 'latent_flip')
+        return z
+
     def __getitems__(self, idxs):
         "Latents float32 [B,C,h,w], raw, and labels int64 [B]; with `index` the rows int64 [B] as well"
         idxs = self._index(idxs)
-        z, y = self._raw(idxs), torch.from_numpy(self.labels[idxs])
-        if self.flip:
-            mirrored = torch.rand(len(idxs))<.5
-            z[mirrored] = self._raw(idxs[mirrored.numpy()], 'latent_flip')
+        self.last_rows = rows = torch.tensor(idxs)
+        if self.flip: rows += self.n*(torch.rand(len(idxs))<.5)
+        z, y = self.at(rows), torch.from_numpy(self.labels[idxs])
         if self.draw: z += self.gather(idxs, 'latent_std')*torch.randn_like(z)
-        return (z, y, torch.tensor(idxs)) if self.index else (z, y)
+        return (z, y, rows) if self.index else (z, y)
 
     def __getitem__(self, i):
         "Latent float32 [C,h,w], raw, and its label as an int; with `index` its row as well"

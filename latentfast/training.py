@@ -98,10 +98,10 @@ class Perceptual(Callback):
         self.unchecked = True
 
     def _fixed(self, dl):
-        "Is a row's latent always the same?"
+        "Is a row's latent always the same, and known which it is?"
         ds, dl = dl.dataset, getattr(dl, 'dl', dl)
         told = isinstance(ds, LatentDataset) and (ds.index or isinstance(dl, LatentDL) and not dl.fake_l.num_workers)
-        return told and not (ds.flip or ds.draw) and all(isinstance(f, NormalizeLatents) for f in dl.after_batch.fs)
+        return told and not ds.draw and all(isinstance(f, NormalizeLatents) for f in dl.after_batch.fs)
 
     def _targets(self, x0, rows):
         "For each loss a function from sample numbers to activations, or None"
@@ -109,7 +109,7 @@ class Perceptual(Callback):
         if rows is None or id(ds) not in self.known: return [None]*len(self.losses)
         rows = send(rows, x0.device)
         if self.unchecked:
-            self.unchecked, z = False, ds.store.normalizer.normalize(ds.__getitems__(rows.cpu().numpy())[0])
+            self.unchecked, z = False, ds.store.normalizer.normalize(ds.at(rows.cpu()))
             if not torch.allclose(z, x0.cpu().float(), atol=1e-3):
                 warnings.warn('The latents are not those of the store: a callback changes them. The targets of the losses on features are not cached.')
                 self.known = {}
