@@ -481,7 +481,8 @@ def _dates(ps, rows):
 def _real(store, split, n, seed, nets, bs, codec, n_pictures, pictures):
     "Features of each net of `n` real ones of a split, and their statistics; `codec` gives the autoencoder, `pictures` is a folder or None"
     ds = getattr(store, split)
-    idx = np.sort(np.random.default_rng([seed, len(split)]).permutation(len(ds))[:n])
+    idx = np.random.default_rng([seed, len(split)]).permutation(len(ds))[:n]
+    idx = np.concatenate([np.sort(idx[:n_pictures]), np.sort(idx[n_pictures:])])  # the first are looked at, and shouldn't all be of the first class
     ps, rows = _originals(pictures, store, [ds.keys(int(i)) for i in idx]) if pictures else (None, None)
     def look(i, raw): return _look(ps, rows[i:i+bs], store, store.index.get('encode', {})) if pictures else codec().decode(raw)
     def batches():
@@ -489,7 +490,7 @@ def _real(store, split, n, seed, nets, bs, codec, n_pictures, pictures):
             raw = ds.__getitems__(idx[i:i+bs])[0]
             yield store.normalizer.normalize(raw), partial(look, i, raw)
     dates = _dates(ps, rows) if pictures else 'none'
-    what = dict(version=1, store=store.index['checksum'], split=split, n=len(idx), seed=seed, n_pictures=n_pictures, files=dates)
+    what = dict(version=2, store=store.index['checksum'], split=split, n=len(idx), seed=seed, n_pictures=n_pictures, files=dates)
     keys = [json.dumps(dict(what, features=o), sort_keys=True) if o[1] and dates else None for o in map(features_id, nets)]
     place = lambda key: _cache_folder(store)/f'{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors'
     out = [_recall(place(key), key) if key else None for key in keys]

@@ -237,6 +237,13 @@ def test_original_pictures_are_looked_at_again_when_they_change(store, tmp_path)
     next((tmp_path/'pictures').rglob('*.png')).unlink(); shutil.rmtree(tmp_path/'pictures'/'dog')
     with pytest.raises(FileNotFoundError, match='lacks .* such as dog'): evaluate(z, store, features=net, pictures=tmp_path/'pictures', **FAST)
 
+def test_the_real_pictures_that_are_looked_at_are_of_all_classes(codec, tmp_path):
+    for name,grey in (('a',0), ('b',255)):
+        for i in range(40): (tmp_path/'src'/name).mkdir(parents=True, exist_ok=True); Image.new('L', (32,32), grey).save(tmp_path/'src'/name/f'{i}.png')
+    store = encode(tmp_path/'src', tmp_path/'store', codec=codec, size=32, progress=False)
+    score = evaluate(rand(40, *store.latent_shape), store, n=40, n_pictures=20, features=on_pictures(), against='train', pictures=tmp_path/'src')
+    assert .2 < score['real_pictures']['brightness'] < .8
+
 def test_what_cannot_be_evaluated(store, tmp_path):
     z = rand(8, *store.latent_shape)
     for says,args,kw in (('this is a int', (3, store), {}), ('no folder', (tmp_path/'nowhere', store), dict(features=on_pictures())), ('at least 4', (z, store), dict(n=3)),
