@@ -6,7 +6,7 @@
 
 PHOTOS holds folders of classes, such as CIFAR-10's; they are encoded at 64x64, so latents are 4x8x8. An arm is a loss, with @OBJECTIVE for
 another than v, =WEIGHT for another weight than its own and >SNR for another gate, such as 'layers=.2>4', 'mse@eps', 'pooled@eps=.3'; flow
-has the schedule flow, the others cosine. Losses:
+has the schedule flow, the others cosine. --weighting is for all but course: min_snr, or p2, or none for every noise level alike. Losses:
   mse        MSE alone                                   pooled    the classifier's pooled activations (the article's loss)
   brief      pooled, of a small classifier of one epoch  noised    pooled, of a classifier trained on lightly noised latents
   layers     the classifier's maps, channel-normalised   ensemble  the same under random transforms (E-LatentLPIPS)
@@ -61,8 +61,9 @@ def base(arm):
 def plain(name): return name.replace('>', '+')  # for a file's name
 
 class Bench:
-    def __init__(self, photos, work, minutes, choose=False, quick=False):
+    def __init__(self, photos, work, minutes, choose=False, quick=False, weighting='min_snr'):
         self.work, self.minutes, self.choose, self.quick, self.locks = Path(work)/('quick' if quick else ''), minutes, choose, quick, {}
+        self.weighting, self.tag = None if weighting=='none' else weighting, '' if weighting=='min_snr' else f'-{weighting}'
         for folder in 'runs','locks': (self.work/folder).mkdir(parents=True, exist_ok=True)
         self.n, self.photos = 60 if quick else 2500 if choose else 5000, photos
         with self.lock('store'): self.store = encode(photos, self.work/'store', size=64, progress=False)
@@ -118,8 +119,8 @@ class Bench:
     def learner(self, arm, seed):
         objective = parse(arm)[1]
         adamw = partial(OptimWrapper, opt=torch.optim.AdamW)
-        if arm=='course': kw = dict(objective='eps', precision=None, ema=None, clip=None, t_sampling='uniform', opt_func=adamw)
-        else: kw = dict(perceptual=self.losses(arm), objective=objective, schedule='flow' if objective=='flow' else 'cosine')
+        if arm=='course': kw = dict(objective='eps', weighting=None, precision=None, ema=None, clip=None, t_sampling='uniform', opt_func=adamw)
+        else: kw = dict(perceptual=self.losses(arm), objective=objective, weighting=self.weighting, schedule='flow' if objective=='flow' else 'cosine')
         return diffusion_learner(latent_dls(self.store, bs=BS, seed=seed, index=arm!='course'), size=SIZE, seed=seed, **kw)
 
     def seconds(self, arm, n=20):
@@ -156,25 +157,26 @@ class Bench:
         "What several arms need, before any of them waits for it"
         names = {parse(a)[0] for a in arms}
         self.share(dict(judge=self.judge, classifier=self.classifier, **{k: partial(self.classifier, k) for k in ('brief','noised') if k in names},
-                        **{'run-mse-999-8': lambda: self.train('mse', 999)} if 'self' in names else {}))
+                        **{f'run-{self.run_name("mse", 999, 8)}': lambda: self.train('mse', 999)} if 'self' in names else {}))
         return {a: self.epochs(a) for a in arms}
 
+    def run_name(self, arm, seed, epochs): return f'{arm}-{seed}-{epochs}'+('' if arm=='course' else self.tag)
     def train(self, arm, seed, epochs=8):
-        name = f'{arm}-{seed}-{epochs}'
+        name = self.run_name(arm, seed, epochs)
         with self.lock(f'run-{name}'):
             learn = self.learner(arm, seed)
             learn.add_cb(Checkpoint(self.work/'runs'/f'{plain(name)}.pt', dict(arm=arm, seed=seed)))
             learn.fit_quietly(2 if self.quick else epochs, LR, label=name)
         return learn
 
-    def score_name(self, arm, seed, epochs): return f'scores-{"choose-"*self.choose}{self.n}-{arm}-{seed}-{epochs}'
+    def score_name(self, arm, seed, epochs): return f'scores-{"choose-"*self.choose}{self.n}-{self.run_name(arm, seed, epochs)}'
     def score(self, arm, seed, epochs):
         def measure():
             learn = self.train(arm, seed, epochs)
             kw = dict(sampler='ddim', threshold=2.) if learn.noising.objective=='eps' else {}  # or eps's first steps blow up
             z = learn.sample_latents(self.n, steps=STEPS, seed=seed+1, progress=False, **kw)
-            learn.export_pipeline(self.work/'runs'/plain(f'{arm}-{seed}-{epochs}'))
-            grid_image(learn.decode(z[:64]), ncol=8).save(self.work/'runs'/plain(f'{arm}-{seed}-{epochs}.png'))
+            name = plain(self.run_name(arm, seed, epochs))
+            learn.export_pipeline(self.work/'runs'/name); grid_image(learn.decode(z[:64]), ncol=8).save(self.work/'runs'/f'{name}.png')
             kw = dict(n=self.n, codec=learn.dls.codec)
             both = (evaluate(z, self.store, features=self.judge(), **(dict(against='train', pictures=self.photos) if self.choose else {}), **kw),
                     evaluate(z, self.store, features=self.classifier(), against='train' if self.choose else 'valid', **kw))
@@ -227,8 +229,8 @@ class Bench:
         print(f'floor: FID {s[0]["floor_fid"]:.2f} (judge), {s[1]["floor_fid"]:.2f} (classifier); {s[0]["n"]} samples', flush=True)
         return scores
 
-def run(photos, work='quality-work', minutes=20, seeds=3, arms=('mse','pooled','layers','align'), choose=False, quick=False, case='cifar10_8x8'):
-    bench = Bench(photos, work, minutes, choose, quick)
+def run(photos, work='quality-work', minutes=20, seeds=3, arms=('mse','pooled','layers','align'), choose=False, quick=False, weighting='min_snr', case='cifar10_8x8'):
+    bench = Bench(photos, work, minutes, choose, quick, weighting)
     return bench.time_to_fid(arms[0]) if case=='time_to_fid' else bench.compare(arms, seeds)
 
 if __name__=='__main__':
@@ -236,6 +238,7 @@ if __name__=='__main__':
     p.add_argument('photos'); p.add_argument('--work', default='quality-work'); p.add_argument('--minutes', type=float, default=20)
     p.add_argument('--case', default='cifar10_8x8', choices=['cifar10_8x8','time_to_fid'])
     p.add_argument('--seeds', type=int, default=3); p.add_argument('--arms', nargs='+', default=[a for a in WEIGHTS if a!='course'])
+    p.add_argument('--weighting', default='min_snr', choices=['min_snr','p2','none'])
     p.add_argument('--choose', action='store_true', help='seed 1000, scores against training photos'); p.add_argument('--quick', action='store_true')
     a = p.parse_args()
     warnings.filterwarnings('ignore')

@@ -281,6 +281,7 @@ def _loss(a):
     arg('--size', default='small', help='size of the U-Net: tiny, small, base or course'),
     arg('--objective', default='v', help='what the network answers: v, eps, x0, flow or karras'),
     arg('--schedule', default='cosine', help='noise schedule: cosine, linear, scaled_linear, flow, or one of them with _zsnr'),
+    arg('--weighting', choices=['min_snr','p2','none'], default='min_snr', help="what a noise level's error counts: min_snr, p2, or none for the same at each"),
     arg('--perceptual', metavar='CLF', help='classifier for a loss on features beside the MSE: a folder made by train-classifier, or '
         'tiny-imagenet, which is bundled, for latents of tiny'),
     arg('--loss', choices=['alignment','pooled','layers'], default='alignment', help="with --perceptual: alignment of the U-Net's middle with the classifier's last map; "
@@ -303,10 +304,10 @@ def _train(a):
     if a.prompts and a.cond not in ('class','text'): raise ValueError('--prompts wants --cond class or --cond text, for a model that can be asked.')
     asked = _prompts(a.prompts) if a.prompts else store.classes if a.cond=='class' else None
     loss = _loss(a)
-    settings = _settings(a, 'epochs batch_size lr size objective schedule perceptual loss weight ema seed' + ' cond cond_drop'*bool(a.cond),
+    settings = _settings(a, 'epochs batch_size lr size objective schedule weighting perceptual loss weight ema seed' + ' cond cond_drop'*bool(a.cond),
                          fingerprint=store.fingerprint, rows=store.index['counts'])
     learn = diffusion_learner(latent_dls(store, bs=a.batch_size, seed=a.seed, index=True, cond=a.cond), perceptual=loss,
-        **_settings(a, 'size objective schedule ema seed cond_drop'))
+        weighting=None if a.weighting=='none' else a.weighting, **_settings(a, 'size objective schedule ema seed cond_drop'))
     progress = SampleProgress(every=a.sample_every, n=8, seed=a.seed, folder=out/'progress', cond=asked and asked[:None if a.prompts else 8],
                               guidance_scale=a.guidance_scale)
     results = _fit(a, learn, settings, a.lr, [progress])

@@ -396,7 +396,7 @@ def diffusion_learner(
     opt_func=partial(fused_adamw, wd=.01), # Any fastai optimiser
     cbs=None,                 # Further callbacks
     t_sampling:str='stratified', # How training draws its times, one of `SAMPLE_T`
-    weighting=None,           # What each sample's squared error counts in the gradient: None for 1, 'min_snr' or 'p2'
+    weighting='min_snr',      # What each sample's squared error counts in the gradient: 'min_snr', 'p2' or None for 1
     cond_drop:float=.1,       # With `latent_dls(..., cond=)`: share of the conditions that are taken away, for guidance
     **kwargs                  # Passed to `Learner`
 ) -> DiffusionLearner:
