@@ -405,7 +405,7 @@ def training_facts(self:DiffusionLearner) -> dict:
     facts = {'training pictures': f'{len(store.train):,}', 'batch size': self.dls.train.bs}
     if ema is not None and ema.n:
         facts |= {'steps': f'{ema.n:,}', 'epochs': f'{ema.n/max(len(self.dls.train), 1):.1f}', 'decay of the weight average': ema.decay or f'power function, gamma {ema.gamma:.2f}'}
-    facts['weighting of noise levels'] = self.noising.weighting or 'none'
+    facts['weighting of noise levels'] = self.weighting.kind if hasattr(self, 'weighting') else 'none'
     if hasattr(self, 'perceptual'): facts['losses beside the MSE'] = ', '.join(f'{n} (weight {l.weight:g})' for n,l in zip(self.perceptual.names, self.perceptual.losses))
     values = getattr(getattr(self, 'recorder', None), 'values', None)
     if values:
