@@ -144,7 +144,7 @@ class Bench:
                     if r: out[a].append(statistics.median(np.diff(times)))
             return out
         times = []
-        out = self.once(f'steps-{key}', measure)
+        out = self.once(f'steps-{key}{self.tag}', measure)
         return statistics.median(out['mse']) if key=='mse' else statistics.median(a/b for a,b in zip(out[key], out['mse']))*self.seconds('mse')
 
     def epochs(self, arm):

@@ -73,10 +73,12 @@ def test_interrupted_training_goes_on_to_the_same_weights(work, model, sig):
     a, b = ((m/'unet'/'diffusion_pytorch_model.safetensors').read_bytes() for m in (model, out))
     assert a==b
 
-def test_the_loss_on_features_is_chosen_by_name(work, model):
-    latentfast('train', work/'store', work/'pooled', '--perceptual', work/'clf', '--loss', 'pooled', '--weight', .3, *TRAIN)
-    assert 'alignment (weight 0.5)' in (model/'README.md').read_text()
-    assert 'perceptual (weight 0.3)' in (work/'pooled'/'README.md').read_text()
+def test_the_loss_on_features_and_the_weighting_are_chosen_by_name(work, model):
+    latentfast('train', work/'store', work/'pooled', '--perceptual', work/'clf', '--loss', 'pooled', '--weight', .3, '--weighting', 'none', *TRAIN)
+    card, other = ((m/'README.md').read_text() for m in (model, work/'pooled'))
+    assert 'alignment (weight 0.5)' in card and '| weighting of noise levels | min_snr |' in card
+    assert 'perceptual (weight 0.3)' in other and '| weighting of noise levels | none |' in other
+    assert 'other arguments' in one_line_error('train', work/'store', model, '--perceptual', work/'clf', '--weighting', 'p2', *TRAIN)
 
 def test_finished_work_is_not_done_again(work, model):
     before = (model/'unet'/'diffusion_pytorch_model.safetensors').stat().st_mtime_ns
