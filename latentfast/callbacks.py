@@ -170,7 +170,7 @@ def fused_adamw(
     eps:float=1e-8 # Added to the denominator; the course uses 1e-5 with half precision
 ) -> OptimWrapper: # A fastai optimiser
     "fused `torch.optim.AdamW` for fastai's `opt_func`"
-    def opt(groups, **kw): return torch.optim.AdamW(groups, fused=True, **kw)
+    def opt(groups, **kw): return torch.optim.AdamW(groups, fused=True, foreach=False, **kw)  # None, the default, is no number for fastai's TensorBoardCallback
     return OptimWrapper(params, opt, lr=lr, weight_decay=wd, eps=eps)
 
 # %% ../nbs/04a_callbacks.ipynb #28b1a5fe
