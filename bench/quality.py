@@ -204,7 +204,7 @@ class Bench:
         epochs = self.prepare(['course', arm])
         goal = self.score('course', 0, epochs['course'])[0]['fid']
         time_of = lambda a, n: n*self.batches()*self.seconds(a)
-        points, share = [], 1/12
+        points, share = [], 1/8
         while not points or points[-1][1]>goal and share<1:
             n = max(1, round(epochs[arm]*share)); share *= 1.5
             points.append((time_of(arm, n), self.score(arm, 0, n)[0]['fid']))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Noising', 'Weighting', 'Perceptual', 'PerceptualTerm', 'power_gamma', 'EMA', 'NaNGuard', 'SampleProgress',
-           'DiffusionLearner', 'diffusion_learner']
+           'DiffusionLearner', 'diffusion_learner', 'Track']
 
 # %% ../nbs/11_training.ipynb #92474d48
 import math, warnings
@@ -426,3 +426,25 @@ def diffusion_learner(
         added.append(Perceptual(losses)); metrics = [PerceptualTerm(added[-1], n) for n in added[-1].names]
     kwargs = {'path': dls.store.path.parent, 'train_bn': False, **kwargs}
     return DiffusionLearner(dls, model, loss_func=nn.MSELoss(), opt_func=opt_func, metrics=metrics, cbs=[*added, *listify(cbs)], **kwargs)
+
+# %% ../nbs/11_training.ipynb #63457e44
+class Track(Callback):
+    "Log each step's loss, terms and learning rate, each epoch's losses and metrics, and the pictures of a `SampleProgress`"
+    order, run_valid = SampleProgress.order+1, False
+    def __init__(self,
+        log,         # Takes a dict, as `wandb.log` and `trackio.log` do
+        picture=None # Makes of a PIL picture what the tracker takes, such as `wandb.Image`; no pictures if not given
+    ): self.log_fn, self.picture = log, picture
+    def before_fit(self): self.run = not hasattr(self.learn, 'lr_finder') and not rank_distrib()
+    def before_epoch(self): self.trained = False
+    def before_train(self): self.trained, self.seen = True, len(self._history())
+    def after_batch(self):
+        terms = self.learn.perceptual.steps if hasattr(self.learn, 'perceptual') else {}
+        self.log_fn(dict(loss=float(self.loss.detach()), lr=self.opt.hypers[-1]['lr'], **{k: v[-1] for k,v in terms.items() if v}, **self._samples()))
+    def after_epoch(self):
+        if not self.trained: return  # an epoch of an earlier run, that a `Checkpoint` leaves out
+        self.log_fn(dict(zip(self.recorder.metric_names[:-1], [self.epoch, *self.recorder.values[-1]]), **self._samples()))
+    def _history(self): return self.learn.sample_progress.history if hasattr(self.learn, 'sample_progress') else []
+    def _samples(self):
+        new, self.seen = self._history()[self.seen:], len(self._history())
+        return dict(samples=self.picture(grid_image(self.learn.decode(new[-1][1])))) if new and self.picture else {}
