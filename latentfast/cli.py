@@ -456,10 +456,10 @@ MAP = '''A project's way; each takes what those before it made:
   latentfast train-vae PHOTOS VAE                        # only for pictures that no public autoencoder knows
   latentfast encode PHOTOS STORE                         # pictures to latents; --dry-run says what it will take
   latentfast info STORE                                  # what is in it; verify checks every byte
-  latentfast train-classifier STORE CLF                  # for the perceptual loss, and as a judge; needs classes
+  latentfast train-classifier STORE CLF                  # for the loss on features; needs classes
   latentfast train STORE MODEL --perceptual CLF
   latentfast sample MODEL grid.png
-  latentfast evaluate MODEL STORE --features CLF
+  latentfast evaluate MODEL STORE                        # --features for a judge that no loss used
   latentfast play MODEL                                  # try it in the browser'''
 
 # %% ../nbs/17_cli.ipynb #4d4090c8

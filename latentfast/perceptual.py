@@ -111,7 +111,7 @@ def latent_ensemble(
     cutout:float=.25,  # Sides of the rectangle that is cut out, as a share of the size; half of the latents have one. 0 for none
     generator=None     # torch.Generator on the CPU or the device of the latents; torch's own if not given
 ) -> Tensor:           # [2B,C,h,w]
-    "The random transforms of E-LatentLPIPS (Kang and others 2024, section 3.1). Latents that aren't square get half turns only"
+    "The random transforms of E-LatentLPIPS (Kang and others 2024). Latents that aren't square get half turns only"
     n, c, h, w = both.shape
     n, dev = n//2, both.device
     def rand(lo, hi): return torch.randint(lo, hi+1, (n,1,1), device=dev if generator is None else generator.device, generator=generator).to(dev)
