@@ -529,7 +529,7 @@ def _check_question(model, store, nets, n, against, pictures, n_pictures, batch_
 def evaluate(
     model,              # Pipeline or its folder, `DiffusionLearner`, latents [N,C,h,w] normalised as the store's, or pictures: `find_pictures`
     store,              # A `LatentStore` or its folder
-    n:int=5000,         # Samples to make, and real ones to compare with; fewer where the tensor, the folder or a split has fewer
+    n:int=5000,         # Samples to make, and real ones to compare with and for the floor; fewer where the tensor, the folder or a split has fewer
     features=None,      # Whose features: see `feature_net`. A list of them gives a list of scores, from one sampling
     against:str=None,   # 'valid', 'train' or 'reconstructions'. If not given 'valid', but 'reconstructions' for features of pictures without `pictures`
     pictures=None,      # The original pictures: what the store was encoded from, see `find_pictures`
@@ -549,16 +549,16 @@ def evaluate(
     decode = lambda z: get_codec().decode(store.normalizer.denormalize(z))
     have, samples = _samples(model, store, seed, batch_size, decode, n, apart=originals and all(map(_on_pictures, nets)), **sampling)
     most, rest = len(getattr(store, split)), len(getattr(store, other))
-    size, n_real = min(n, have, rest), min(n, most)
-    if min(size, n_real)<4: raise ValueError(f'evaluate: {have} samples, {most} {split} and {rest} {other} latents; 4 of each are needed.')
+    size, n_real = min(n, have), min(n, most)
+    if min(size, n_real, rest)<4: raise ValueError(f'evaluate: {have} samples, {most} {split} and {rest} {other} latents; 4 of each are needed.')
     real, real_stats = _real(store, split, n_real, seed, nets, batch_size, get_codec, n_pictures, originals)
-    floor, _ = _real(store, other, size, seed, nets, batch_size, get_codec, 0, originals)
+    floor, _ = _real(store, other, min(size, rest), seed, nets, batch_size, get_codec, 0, originals)
     rows, stats = _measure(samples(size), nets, n_pictures, store.latent_shape)
     out = []
     for net,f,fr,fo in zip(nets, rows, real, floor):
         name, weights = features_id(net)
         what = split if originals or not _on_pictures(net) else 'reconstructions'
-        out.append(dict(**_score(f, fr, fo, seed), n=len(f), n_real=len(fr), split=split, against=what, features=name, features_hash=weights,
+        out.append(dict(**_score(f, fr, fo, seed), n=len(f), n_real=len(fr), n_floor=len(fo), split=split, against=what, features=name, features_hash=weights,
                         n_features=f.shape[1], seed=seed, **stats, **{f'real_{k}': v for k,v in real_stats.items()}))
     return out if isinstance(features, (list,tuple)) else out[0]
 
@@ -572,7 +572,7 @@ def score_text(
     other, se = 'train' if s['split']=='valid' else 'valid', '' if s['fid_se'] is None else f"± {s['fid_se']:.2g}"
     about = s['features']+(f" {s['features_hash']}" if s['features_hash'] else '')
     lines = [f"{s['n']} samples against {real}; {s['n_features']} features of {about}",
-             f"  FID        {s['fid']:10.4g} {se:11} floor {s['floor_fid']:.4g} ({other} against {s['split']}, same numbers)"]
+             f"  FID        {s['fid']:10.4g} {se:11} floor {s['floor_fid']:.4g} ({s['n_floor']} {other} in the samples' place)"]
     if s['fid_infinity'] is not None: lines.append(f"  FID at inf.{s['fid_infinity']:10.4g}")
     lines += [f"  KID        {s['kid']:10.4g} ± {s['kid_se']:<9.2g} floor {s['floor_kid']:.4g} ± {s['floor_kid_se']:.2g}",
               f"  precision  {s['precision']:10.2f}   recall   {s['recall']:.2f}",

@@ -194,7 +194,7 @@ def compare(
         what = f'{s["n_features"]} features of {s["features"]}'+(f' (weights {s["features_hash"]})' if s['features_hash'] else '')
         against = 'reconstructions of held-out pictures' if s['against']=='reconstructions' else f'real ones of the {s["against"]} split'
         sections.append((f'Scores: {s["features"]}', f'{s["n"]:,} samples of each against {s["n_real"]:,} {against}; {what}. FID and KID: smaller '
-            f'is better. The floor is {s["n"]:,} real pictures of the other split in the place of samples. ± is the standard deviation from '
+            f'is better. The floor is {s["n_floor"]:,} real pictures of the other split in the place of samples. ± is the standard deviation from '
             'run to run where there are several, else what another draw of samples would change.',
             [_score_table(_rows([ss[i] for ss in scores], names), s)]))
     sections.append(('Samples', 'The same seeds in the same places.', grids))

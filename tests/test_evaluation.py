@@ -325,7 +325,8 @@ def test_fid_metric_minds_its_own_business(store):
     with learn.no_bar(), learn.no_logging():
         learn.validate(); learn.lr_find(num_it=2, show_plot=False, suggest_funcs=None)
         assert len(learn.fid_metric.history)==n==2
-        learn.add_cb(SaveModelCallback(monitor='fid')); learn.path = store.path.parent; learn.fit_one_cycle(3, 1e-4)
+        learn.add_cb(SaveModelCallback(monitor='fid', comp=np.less)); learn.path = store.path.parent; learn.fit_one_cycle(3, 1e-4)
+        assert learn.save_model.best==min(r[2] for r in learn.recorder.values)
     assert len(learn.fid_metric.history)==n+2
 
 # ---- the report
