@@ -162,9 +162,10 @@ class WordCondition:
     def __init__(self,
         store,              # A `LatentStore` with captions
         dim:int=128,        # Width of the states that the encoder makes of them
-        max_words:int=8192, # Size of the vocabulary at most
+        max_words:int=8192, # Size of the vocabulary at most, up to 32,000
         length:int=None     # Words of a caption at most; that of the longest if not given, from 16 to 64
     ):
+        if max_words>32000: raise ValueError(f'WordCondition: max_words={max_words}; 32,000 at most.')  # int16 holds them
         self.store, texts = store, _captions(store, 'train')
         self.tokenizer = CaptionTokenizer.fit(texts, max_words, length)
         self.tables = dict(train=self.tokenizer(texts).short())
@@ -282,21 +283,23 @@ def store_text(
                      rows=ends[-1], cut=cut, shards=_shards(store))
         if cut: warnings.warn(f'{cut:,} of {len(unique):,} captions are longer than the {encoder.length} pieces that {encoder.name} takes: their ends were cut off.')
         with replacing(folder/'about.json') as f: f.write(json.dumps(about, indent=1).encode())
-    return TextCondition(store, encoder.name, encoder)
+    return TextCondition(store, encoder.fingerprint, encoder)
 
 class TextCondition:
     "Captions as `text` float16 [B,L,D] and `mask` bool [B,L], from what `store_text` kept; FileNotFoundError if there is nothing, ValueError for damage"
     def __init__(self,
         store,          # A `LatentStore`
-        name:str=None,  # Which encoder's; may be left out if there is one
+        name:str=None,  # Which encoder's, or its fingerprint; may be left out if there is one
         encoder=None    # The `TextEncoder`, if it is in memory; loaded by its name when a prompt is given, if not
     ):
         found = [(f.parent, json.loads(f.read_text())) for f in sorted((store.path/'.cache').glob('text-*/about.json'))]
-        found = [(f, a) for f,a in found if a['shards']==_shards(store) and name in (None, a['name'])]
+        found = [(f, a) for f,a in found if a['shards']==_shards(store) and name in (None, a['name'], a['fingerprint'])]
         if not found:
             raise FileNotFoundError(f'{store.path} has no states of {name or "any text encoder"}: make them with store_text(store, {name or "encoder"!r}) '
                                     'or latentfast encode --text-encoder.')
-        if len(found)>1: raise ValueError(f'{store.path} has the states of several text encoders ({", ".join(a["name"] for _,a in found)}): say which.')
+        if len(found)>1:
+            which = ', '.join(f"{a['name']}, layer {a['layer']}, {a['length']} pieces: {a['fingerprint']}" for _,a in found)
+            raise ValueError(f'{store.path} has the states of several text encoders ({which}): say which, latent_dls(..., cond=TextCondition(store, FINGERPRINT)).')
         (self.path, self.about), self._encoder = found[0], encoder
         self.unet = dict(context_dim=self.about['dim'])
         try:
@@ -341,6 +344,7 @@ def known_encoder(
 # %% ../nbs/07_conditioning.ipynb #9507a4ef
 class PictureCondition:
     "Normalised latents of the pictures in another store that have the same keys, as `picture` [B,C,h,w]; ValueError if one has no such picture"
+    mirrors = True  # wants to know which rows are mirrored
     def __init__(self,
         store,  # The `LatentStore` that is trained on
         other   # The one with the conditions, or its folder
@@ -363,14 +367,17 @@ class PictureCondition:
 
     def __call__(self,
         dataset,  # A `LatentDataset` of the store
-        rows      # Rows [B] of it
+        rows      # Rows [B] of it, as in `last_rows`: those of mirrored pictures counted after all others
     ) -> dict:    # The condition of these
         "The pictures that belong to some rows"
         if dataset.split not in self.rows: self._find(dataset)
-        where = self.rows[dataset.split][np.asarray(rows)]
+        rows = np.asarray(rows)
+        where = self.rows[dataset.split][rows%len(dataset)]
         z = torch.empty(len(where), *self.other.latent_shape)
+        if (mirrored := rows>=len(dataset)).any() and 'latent_flip' not in self.other.extras:
+            raise ValueError(f'{dataset.store.path} has mirrored pictures, {self.other.path} has none: encode it with flip=True as well, or take latent_dls(..., flip=False).')
         for k,d in enumerate((self.other.train, self.other.valid)):
-            if (here := where[:,0]==k).any(): z[torch.from_numpy(here)] = d.__getitems__(where[here,1])[0].float()
+            if (here := where[:,0]==k).any(): z[torch.from_numpy(here)] = d.at(where[here,1]+len(d)*mirrored[here]).float()
         return dict(picture=self.other.normalizer.normalize(z))
 
 # %% ../nbs/07_conditioning.ipynb #f5d1eeff

@@ -229,3 +229,26 @@ def test_the_order_of_words_is_learned():
     z = sample(unet, 16, steps=10, seed=0, cond=cond, uncond=no_condition(cond), guidance_scale=2., progress=False)
     side = (z*halves).mean((1,2,3))
     assert (side[:8]>0).float().mean()>.8 and (side[8:]<0).float().mean()>.8
+
+# ---- a second store
+
+def test_mirrored_pictures_have_mirrored_conditions(src, codec, tmp_path):
+    a, b, plain = (encode(src, tmp_path/k, codec=codec, size=32, flip=k!='plain', progress=False) for k in ('a','b','plain'))
+    dls = latent_dls(a, bs=8, cond=b, seed=0)
+    mirrored = 0
+    for z,_,cond in dls.train:
+        assert torch.allclose(z, cond['picture'], atol=1e-3)
+        mirrored += (dls.train.rows>=len(a.train)).sum().item()
+    assert 0<mirrored<len(a.train)
+    with pytest.raises(ValueError, match='flip=True as well'): next(iter(latent_dls(a, bs=len(a.train), cond=plain).train))
+    z, _, cond = next(iter(latent_dls(a, bs=8, cond=plain, flip=False).train)); assert torch.allclose(z, cond['picture'], atol=1e-3)
+
+def test_one_encoder_twice(store, clip):
+    "Two layers of one text encoder: each is found by its fingerprint"
+    for layer in -1, -2:
+        enc = TextEncoder.from_pretrained(str(clip), layer=layer)
+        with warnings.catch_warnings(): warnings.simplefilter('ignore'); made = store_text(store, enc, progress=False)
+        assert made.about['layer']==layer
+    with pytest.raises(ValueError, match='say which') as e: TextCondition(store)
+    assert enc.fingerprint in str(e.value) and 'layer -2' in str(e.value)
+    assert TextCondition(store, enc.fingerprint).about['layer']==-2
