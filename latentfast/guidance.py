@@ -9,7 +9,7 @@ __all__ = ['ClassifierGuided', 'Autoguided']
 import math, torch
 from torch import nn, Tensor
 from .sampling import _setting, guide, predict
-from .schedule import OBJECTIVES, SCHEDULES, abar, target, timestep_to_t, to_eps, to_x0
+from .schedule import OBJECTIVES, SCHEDULES, _fine, abar, target, timestep_to_t, to_eps, to_x0
 
 # %% ../nbs/10a_guidance.ipynb #4d8c571c
 class ClassifierGuided(nn.Module):
@@ -34,7 +34,7 @@ class ClassifierGuided(nn.Module):
         "Dhariwal and Nichol, algorithm 2, with the gradient taken through the guess of x0. ValueError for a class that isn't there"
         if cond is None: return predict(self.model, x, timestep)
         cond, own = cond if isinstance(cond, tuple) else (cond, None)
-        ab = abar(timestep_to_t(timestep.double()), self.schedule)
+        ab = abar(timestep_to_t(_fine(timestep)), self.schedule)
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             x0 = to_x0(predict(self.model, x, timestep, own), x, ab, self.objective)

@@ -15,7 +15,7 @@ import numpy as np, torch
 from torch import nn, Tensor
 from tqdm.auto import tqdm
 from .autoencoder import fast_dtype, keep_memory
-from .schedule import (N_STEPS, OBJECTIVES, SCHEDULES, abar, add_noise, diffusers_scheduler, t_to_timestep, target, timestep_to_t,
+from .schedule import (N_STEPS, OBJECTIVES, SCHEDULES, _fine, abar, add_noise, diffusers_scheduler, t_to_timestep, target, timestep_to_t,
                                  to_eps, to_x0)
 
 # %% ../nbs/10_sampling.ipynb #2626092c
@@ -178,7 +178,7 @@ def karras_sigmas(
 def _denoised(model, x, sigma, schedule, objective):
     "The guess of x0 behind x = x0 + σ·eps"
     ab = torch.tensor(1/(1+sigma**2), dtype=torch.float64)
-    xt = x*ab.sqrt()
+    xt = x*ab.sqrt().item()
     return to_x0(predict(model, xt, float(sigma_to_timestep(sigma, schedule))), xt, ab, objective).to(x.dtype)
 
 def _down(model, x, init, sigmas, schedule, objective, step):
@@ -357,7 +357,7 @@ def change_x0(
 ):  # A function (x, timesteps [B]) -> answer
     "The model with its guess of x0 changed"
     def changed(x, k):
-        ab = abar(timestep_to_t(k.double()), schedule)
+        ab = abar(timestep_to_t(_fine(k)), schedule)
         x0 = change(to_x0(predict(model, x, k), x, ab, objective))
         return target(x0, to_eps(x0, x, ab, 'x0'), ab, objective)
     return changed

@@ -65,9 +65,11 @@ def snr(
     return abar/(1-abar).clamp(min=2**-25)
 
 # %% ../nbs/06_schedule.ipynb #c3e0366b
+def _fine(t): return t.float() if t.device.type=='mps' else t.double()  # MPS has no float64
+
 def _roots(abar, x):
     "√ᾱ and √(1-ᾱ), in a shape that multiplies x"
-    abar = torch.as_tensor(abar, dtype=torch.float32, device=x.device) if not isinstance(abar, Tensor) else abar.to(x.device)
+    abar = torch.as_tensor(abar, dtype=torch.float32, device=x.device) if not isinstance(abar, Tensor) else abar.to(x.device, torch.float32 if x.device.type=='mps' else abar.dtype)
     if abar.ndim<2:
         if abar.numel() not in (1, len(x)):
             raise ValueError(f'{abar.numel()} values of ᾱ were given for {len(x)} samples: give one, or one a sample.')
