@@ -84,6 +84,7 @@ def demo(
     with _timed(times, 'pictures'): src = Path(data) if data else make_scenes(out/'scenes', plan['n_scenes'], size=size, seed=seed)
     with _timed(times, 'encode'): store = encode(src, out/'store', codec='tiny', size=size, progress=progress)
     labelled = len(store.classes) > 1
+    if labelled and len(store.valid)<4: raise ValueError(f'{src} has {len(store.train)+len(store.valid)} pictures, {len(store.valid)} of them held out: the scores need 4, so give some forty pictures or more.')
     nets = {}
     if labelled:
         with _timed(times, 'classifiers'):

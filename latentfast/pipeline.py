@@ -435,7 +435,7 @@ def export_pipeline(self:DiffusionLearner,
 ) -> Path:
     "Save as a folder that `LatentDiffusionPipeline.from_pretrained` opens; raises `ValueError` if `folder` holds something else"
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(p.name not in _OURS for p in folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(p.name not in _OURS and p.suffix!='.tmp' and p.name[0]!='.' for p in folder.iterdir())):  # of what a system or a killed process left
         raise ValueError(f'{folder} holds something else: give a new or empty folder.')
     self.to_pipeline(facts).save_pretrained(folder, samples=samples)
     return folder
