@@ -9,6 +9,7 @@ __all__ = ['AutoPrecision', 'LatentDistributedDL', 'LatentDistributedTrainer', '
 # %% ../nbs/04a_callbacks.ipynb #22a40988
 import math, random, time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 import numpy as np, torch
 from fastai.callback.core import Callback, CancelBatchException, CancelEpochException
@@ -87,6 +88,9 @@ class AutoPrecision(Callback):
 class LatentDistributedDL(DistributedDL):
     "Process r of n gets the r-th part of each batch that one process with n times the batch size would get; on any device"
     skip, begin = 0, None  # as those of `LatentDL`
+    def __init__(self, dl, *args, **kwargs):
+        super().__init__(dl, *args, **kwargs)
+        if self.world_size and not len(self): raise ValueError(f'{dl.n} latents are less than a batch of {dl.bs} for each of {self.world_size} processes: take smaller batches.')
     rows = property(lambda self: self.dl.rows)
     rng = property(lambda self: self.dl.rng, lambda self, rng: setattr(self.dl, 'rng', rng))
     def _broadcast(self, t, rank):
@@ -122,7 +126,7 @@ class LateNumber:
         x = x.detach()
         if not x.is_cuda: return x
         here, done = torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True), torch.cuda.Event()
-        done.record()
+        done.record(torch.cuda.current_stream(x.device))  # where the copy is
         (number, ready), self.last = self.last or (here, done), (here, done)
         ready.synchronize()
         return number
@@ -152,13 +156,18 @@ class AutocastLearner(Learner):
         "As fastai's"
         return ContextManagers([contextmanager(replacing_yield)(self, 'validating', True), super().validation_context(cbs, inner)])
 
+    def load(self, file, **kwargs):
+        "As fastai's"
+        self.model.to(self.dls.device)  # the optimiser's state goes where the parameters are
+        return super().load(file, **kwargs)
     def distrib_ctx(self, **kwargs):
         "fastai's `distrib_ctx`: train in several processes, started by `accelerate launch` or `torchrun`"
         if DistributedDL is object: raise ImportError('Training in several processes needs Accelerate: pip install latentfast[distributed]')
         return super().distrib_ctx(**kwargs)
     def to_distributed(self, sync_bn=True, **kwargs):
         "As fastai's"
-        self.add_cb(LatentDistributedTrainer(sync_bn, **kwargs))
+        cb = LatentDistributedTrainer(sync_bn, **kwargs)
+        self.add_cb(cb); self.dls.device = cb.accelerator.device  # or the first callbacks would find the model elsewhere than it will be
         if rank_distrib(): self.remove_cb(ProgressCallback)
         return self
 
@@ -190,16 +199,19 @@ class EpochSeed(Callback):
     def before_validate(self): _seed_all(self.seed, self.epoch, 1)
 
 # %% ../nbs/04a_callbacks.ipynb #3d34de8a
-def _rng_state():
-    "The state of Python's, NumPy's and torch's random numbers, as tensors and plain values"
-    name,keys,*rest = np.random.get_state()
-    return dict(python=list(random.getstate()), numpy=[name, torch.from_numpy(keys.astype(np.int64)), *rest], torch=torch.get_rng_state(),
-                cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
+def _device_rng(device): return torch.get_device_module(device), [device]*(device.type=='cuda')  # MPS has one device
 
-def _set_rng_state(s):
+def _rng_state(device):
+    "The state of Python's, NumPy's and torch's random numbers, and of the device's, as tensors and plain values"
+    name,keys,*rest = np.random.get_state()
+    mod, args = _device_rng(device) if device.type!='cpu' else (None, [])
+    return dict(python=list(random.getstate()), numpy=[name, torch.from_numpy(keys.astype(np.int64)), *rest], torch=torch.get_rng_state(),
+                device=mod and mod.get_rng_state(*args))
+
+def _set_rng_state(s, device):
     version,words,gauss = s['python']; name,keys,*rest = s['numpy']
     random.setstate((version, tuple(words), gauss)); np.random.set_state((name, keys.numpy().astype(np.uint32), *rest)); torch.set_rng_state(s['torch'])
-    if s['cuda']: torch.cuda.set_rng_state_all(s['cuda'])
+    if device.type!='cpu' and s.get('device') is not None: mod, args = _device_rng(device); mod.set_rng_state(s['device'], *args)  # each process on its own
 
 class Checkpoint(Callback):
     "Save after every epoch and every so many seconds, and go on from what was saved last"
@@ -248,7 +260,10 @@ class Checkpoint(Callback):
         s, dl, self.state = self.state, self.dls.train, None
         if not s['batch']: return
         self.done = dl.skip = s['batch']
-        dl.begin, self.learn.pct_train = lambda: _set_rng_state(s['rng']), (self.epoch+self.done/len(dl))/self.n_epoch
+        go_on = partial(_set_rng_state, s['rng'], next(self.model.parameters()).device)
+        if getattr(getattr(dl, 'fake_l', None), 'num_workers', 0): go_on()  # workers have chance of their own
+        else: dl.begin = go_on
+        self.learn.pct_train = (self.epoch+self.done/len(dl))/self.n_epoch
 
     def after_batch(self):
         due = self.training and self.every is not None and time.time()-self.saved>=self.every
@@ -266,7 +281,7 @@ class Checkpoint(Callback):
         if rank_distrib(): return
         rec, smooth = self.recorder, self.recorder.smooth_loss
         number = lambda o: None if o is None else float(o)
-        state = dict(epoch=self.epoch, batch=batch, seed=self.seed, rng=_rng_state(), model=get_model(self.model).state_dict(), opt=self.opt.state_dict(), train_iter=self.train_iter,
+        state = dict(epoch=self.epoch, batch=batch, seed=self.seed, rng=_rng_state(next(self.model.parameters()).device), model=get_model(self.model).state_dict(), opt=self.opt.state_dict(), train_iter=self.train_iter,
             rows=[list(map(number, r)) for r in rec.values], smooth=[smooth.count, float(smooth.val)],
             losses=list(map(float, rec.losses)), lrs=list(map(float, rec.lrs)), iters=list(rec.iters),
             cbs={cb.name: cb.state_dict() for cb in self.cbs if hasattr(type(cb), 'state_dict')}, settings={**self.settings, 'n_epoch': self.n_epoch})

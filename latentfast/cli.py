@@ -364,6 +364,7 @@ def _opened(path):
     arg('--tile', action='store_true', help='decode in tiles, for large pictures'),
     arg('--precision', default='auto', choices=['auto','float32'], help="number format: auto takes the device's fastest"), BATCH, SEED)
 def _sample(a):
+    from fastai.torch_core import default_device
     from latentfast.autoencoder import grid_image, to_uint8
     from latentfast.classifier import LatentClassifier
     from latentfast.decoding import save_animation, show_steps
@@ -382,7 +383,7 @@ def _sample(a):
     if a.mask: kw['mask_image'] = _opened(a.mask)
     if a.label is not None: kw['label'] = a.label
     if a.classifier: kw['classifier'] = LatentClassifier.from_pretrained(a.classifier)
-    pipe, steps = LatentDiffusionPipeline.from_pretrained(a.model), []
+    pipe, steps = LatentDiffusionPipeline.from_pretrained(a.model).to(default_device()), []
     def watch(pipe, i, k, tensors):
         if i==len(steps): steps.append(tensors['x0'][:16].cpu())  # of the first batch
     if a.video or a.strip: kw.update(callback_on_step_end=watch, callback_on_step_end_tensor_inputs=['x0'])
@@ -393,13 +394,16 @@ def _sample(a):
     if a.cond_image: kw['cond_image'] = _opened(a.cond_image)
     if a.weak: kw['weak'] = a.weak
     scale = a.guidance_scale if a.guidance_scale is not None else 1.5 if a.weak else 3. if {'classifier','label','prompt','negative_prompt','cond_image'}&{*kw} else 1.
-    x = pipe(a.n, num_inference_steps=a.steps, slice_size=a.batch_size, guidance_scale=scale, precision=None if a.precision=='float32' else 'auto',
-             output_type='pt', **_settings(a, 'seed eta sampler size spacing t_max tile start'), **kw).images
-    if out.suffix: grid_image(x).save(out)
+    def draw(i, j):
+        part = {**kw, 'prompt': kw['prompt'][i:j]} if prompts else kw
+        return pipe(j-i, num_inference_steps=a.steps, slice_size=a.batch_size, guidance_scale=scale, precision=None if a.precision=='float32' else 'auto',
+                    start=a.start+i, output_type='pt', **_settings(a, 'seed eta sampler size spacing t_max tile'), **part).images
+    if out.suffix: grid_image(draw(0, a.n)).save(out)
     else:
         from PIL import Image
         out.mkdir(parents=True, exist_ok=True)
-        for i,p in enumerate(to_uint8(x)): Image.fromarray(p).save(out/f'{a.start+i:05d}.png')
+        for i in range(0, a.n, 1024):  # so that many fit into memory
+            for k,p in enumerate(to_uint8(draw(i, min(i+1024, a.n)))): Image.fromarray(p).save(out/f'{a.start+i+k:05d}.png')
     print(f'{a.n} pictures: {out}')
     if a.video: print(f'the way there: {save_animation(a.video, steps, pipe.decode)}')
     if a.strip: show_steps([s[:8] for s in steps], pipe.decode).save(a.strip); print(f'the way there: {a.strip}')

@@ -11,7 +11,7 @@ from functools import cached_property, partial
 import numpy as np, torch
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import CategoryMap
-from fastai.torch_core import apply
+from fastai.torch_core import apply, default_device
 from fastcore.basics import chunked
 from fasttransform import ItemTransform
 from torch import Tensor
@@ -65,7 +65,7 @@ class LatentDL(TfmdDL):
     def _batch(self, idxs):
         b, rows = self.dataset.__getitems__(idxs), getattr(self.dataset, 'last_rows', None)
         self._rows = torch.as_tensor(np.asarray(idxs)) if rows is None else rows
-        if self.conds: b = *b, {k: v for c in self.conds for k,v in c(self.dataset, idxs).items()}
+        if self.conds: b = *b, {k: v for c in self.conds for k,v in c(self.dataset, self._rows.numpy() if hasattr(c, 'mirrors') else idxs).items()}
         return b if self.device is None or self.fake_l.num_workers else apply(partial(send, device=self.device), b)  # fastai would wait for the device
 
     def new(self, *args, **kwargs):
@@ -97,9 +97,10 @@ class LatentDataLoaders(DataLoaders):
     "fastai `DataLoaders` that know their `store`, `normalizer`, `classes`, conditions (`conds`) and, when first asked, their `codec`"
     def __init__(self, *loaders,
         store:LatentStore, # Where the latents of all loaders are from
+        device=None,       # Where batches go; fastai's default device if not given
         **kwargs
     ):
-        super().__init__(*loaders, **kwargs)
+        super().__init__(*loaders, device=default_device() if device is None else device, **kwargs)
         self.store, self.normalizer, self.classes, self.conds = store, store.normalizer, store.classes, self.loaders[0].conds
         for dl in self.loaders: dl.owner = self
 
@@ -109,7 +110,7 @@ class LatentDataLoaders(DataLoaders):
     def codec(self):
         codec = LatentCodec.from_pretrained(self.store.codec)
         self.store.check_codec(codec)
-        return codec
+        return codec.to(self.device)
 
 # %% ../nbs/04_data.ipynb #0393721f
 LatentDL.codec = property(lambda self: self.owner.codec)
@@ -131,6 +132,7 @@ def latent_dls(
     cond=None           # What a model is told: 'class', 'text', a second store with pictures of the same keys, or a list of such, see `07_conditioning`
 ) -> LatentDataLoaders: # Batches of (z [B,C,h,w] float32 with mean 0 and variance 1 a channel, label [B] int64, -1 for none)
     "A store as fastai `DataLoaders`; raises `ValueError` if there is nothing to train on"
+    if bs<1: raise ValueError(f'latent_dls: bs={bs}; a batch holds 1 latent or more.')
     if not isinstance(store, LatentStore): store = LatentStore(store)
     flip, draw = ('latent_flip' in store.extras if flip is None else flip), ('latent_std' in store.extras if draw is None else draw)
     train, valid = LatentDataset(store, 'train', flip=flip, draw=draw, index=index, half=True), LatentDataset(store, 'valid', index=index, half=True)

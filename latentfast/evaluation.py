@@ -9,7 +9,7 @@ __all__ = ['frechet_distance', 'mean_cov', 'fid', 'fid_infinity', 'kid', 'precis
            'FIDMetric']
 
 # %% ../nbs/13_evaluation.ipynb #6a9c4bb0
-import hashlib, json, math, os
+import hashlib, json, math, os, warnings
 from functools import cache, partial
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
@@ -18,6 +18,7 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Recorder, ValueMetric
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
+from fastai.torch_core import default_device, get_model
 from fastcore.basics import listify
 from torch import Tensor, nn
 from .autoencoder import LatentCodec, keep_memory, show_images, to_tensor, to_uint8
@@ -302,7 +303,7 @@ def pixel_learner(
         dl = LatentDL(_Pairs(x, y), **kw); dl.owner = None
         return dl
     train = loader(store.train, bs=min(bs, len(store.train), n), shuffle=True, drop_last=True)
-    dls = DataLoaders(train, loader(store.valid, bs=2*bs), path=store.path.parent)
+    dls = DataLoaders(train, loader(store.valid, bs=2*bs), path=store.path.parent, device=default_device())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LatentClassifier(channels=3, nfs=nfs, n_blocks=(1,)*(len(nfs)-1), n_classes=len(store.classes), latent_size=size)
@@ -313,7 +314,7 @@ def pixel_learner(
 def _codec(store, codec=None, model=None):
     "The store's autoencoder, checked: as given, or a learner's, or loaded"
     if codec is None and isinstance(model, DiffusionLearner) and model.dls.store.fingerprint==store.fingerprint: codec = model.dls.codec
-    codec = codec or LatentCodec.from_pretrained(store.codec)
+    codec = codec or LatentCodec.from_pretrained(store.codec).to(default_device())
     store.check_codec(codec)
     return codec
 
@@ -325,9 +326,9 @@ def feature_net(
     if spec is None or spec=='latents': return latents_8x8
     if isinstance(spec, (str,Path)):
         name,_,weights = str(spec).partition('@')
-        if name=='inception': return inception_features(weights or None)
-        if name.startswith('timm:'): return timm_features(name[5:], weights=weights or None)
-        spec = LatentClassifier.from_pretrained(spec).eval()
+        if name=='inception': return inception_features(weights or None).to(default_device())
+        if name.startswith('timm:'): return timm_features(name[5:], weights=weights or None).to(default_device())
+        spec = LatentClassifier.from_pretrained(spec).eval().to(default_device())
     if isinstance(spec, LatentClassifier) and spec.config.codec=='pixels':
         return PictureFeatures(spec, spec.config.image_size, name='pixel classifier')
     if not callable(_call(spec)):
@@ -403,7 +404,7 @@ def _part(o, i, j, n):
     "Rows i to j of what has `n` of them, conditions say; anything else as it is"
     if isinstance(o, dict): return {k: _part(v, i, j, n) for k,v in o.items()}
     if isinstance(o, tuple): return tuple(_part(v, i, j, n) for v in o)
-    return o[i:j] if isinstance(o, Tensor) and o.ndim and len(o)==n else o
+    return o[i:j] if (isinstance(o, list) or isinstance(o, Tensor) and o.ndim) and len(o)==n else o
 
 def _sampled(model, n, seed, given=None, chunk=1024, **sampling):
     "Chunks of latents, normalised as the model's are; what has `given` rows in `sampling` is cut to fit"
@@ -423,8 +424,9 @@ def _samples(model, store, seed, bs, decode, given, apart=False, **sampling):
     norm = store.normalizer
     if not _is_model(model):
         ps = find_pictures(model, valid_pct=0)
-        return len(ps), lambda n: ((None, partial(_look, ps, range(i, min(i+bs, n)), store)) for i in range(0, n, bs))
-    if isinstance(model, (str,Path)): model = LatentDiffusionPipeline.from_pretrained(model)
+        order = np.random.default_rng(seed).permutation(len(ps))  # in the order of names they may all be of one class
+        return len(ps), lambda n: ((None, partial(_look, ps, order[i:min(i+bs, n)], store)) for i in range(0, n, bs))
+    if isinstance(model, (str,Path)): model = LatentDiffusionPipeline.from_pretrained(model).to(default_device())
     if isinstance(model, Tensor):
         if model.ndim!=4: raise ValueError(f'evaluate wants latents [N,C,h,w]; these are {list(model.shape)}.')
         return len(model), lambda n: ((z.detach().cpu().float(), partial(decode, z.detach().cpu().float())) for z in model[:n].split(bs))
@@ -434,6 +436,9 @@ def _samples(model, store, seed, bs, decode, given, apart=False, **sampling):
     own, same = (model.dls if learner else model).normalizer, (model.dls.store if learner else model.codec).fingerprint==store.fingerprint
     if not same and not apart: store.check_codec((model.dls if learner else model).codec)  # raises
     ours = lambda z: None if not same else z if own==norm else norm.normalize(own.denormalize(z))
+    told = {'label','prompt','picture'} & {*getattr(get_model(model.ema_model if learner else model.unet), 'takes', ())}
+    if told and sampling.get('cond') is None:
+        warnings.warn(f'The model was trained to be told a {" and a ".join(sorted(told))}: without cond= its samples are what it draws when told nothing.')
     chunks = lambda n: _sampled(model, n, seed, given, batch_size=bs, **sampling)
     return math.inf, lambda n: ((ours(z), partial(model.decode, z)) for c in chunks(n) for z in c.split(bs))
 

@@ -173,12 +173,14 @@ class Alignment:
         "The maps of a split, from the cache beside its store"
         return cached_features(self.net, dataset, [self.layer], self.cache) if self.cache else None
 
+    def average(self):
+        "Average the projection's gradients, where several processes train"
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()): return
+        for p in self.proj.parameters():
+            if p.grad is not None: torch.distributed.all_reduce(p.grad); p.grad /= torch.distributed.get_world_size()
+
     def step(self):
-        "A step of the projection, with the gradients that a backward pass has left; averaged where several processes train"
-        grads = [p.grad for p in self.proj.parameters()]
-        if grads[0] is None: return
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            for g in grads: torch.distributed.all_reduce(g); g /= torch.distributed.get_world_size()
+        "A step of the projection, with the gradients that a backward pass has left"
         self.opt.step(); self.opt.zero_grad()
 
     def state_dict(self): return dict(proj=self.proj.state_dict(), opt=self.opt.state_dict())

@@ -18,7 +18,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
-from fastai.torch_core import set_seed
+from fastai.torch_core import default_device, set_seed
 from fastcore.basics import listify
 from fasttransform import ItemTransform
 from .autoencoder import BUNDLED
@@ -256,7 +256,7 @@ def triplet_dls(
     device=None        # Where batches go; fastai's default device if not given
 ) -> DataLoaders:
     "Triplets as fastai `DataLoaders` of (ref, p0, p1, judge), the pictures in [-1,1]"
-    return DataLoaders.from_dsets(train, valid, bs=min(bs, len(train)), num_workers=num_workers, device=device,
+    return DataLoaders.from_dsets(train, valid, bs=min(bs, len(train)), num_workers=num_workers, device=default_device() if device is None else device,
                                   after_batch=[PicturesToFloat()])
 
 def lpips_learner(

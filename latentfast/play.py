@@ -13,6 +13,7 @@ from queue import Queue
 from threading import Event, Thread
 import torch
 from PIL import Image, ImageChops, ImageOps
+from fastai.torch_core import default_device
 from .autoencoder import grid_image
 from .classifier import LatentClassifier
 from .pipeline import LatentDiffusionPipeline
@@ -71,7 +72,7 @@ def playground(
     title=None       # Heading; the folder's name if not given
 ):                   # A Gradio `Blocks`; `play` shows it
     "A page to try a model. ValueError without Gradio, or what loading the model raises"
-    gr, pipe = _gradio(), LatentDiffusionPipeline.from_pretrained(model) if isinstance(model, (str,Path)) else model
+    gr, pipe = _gradio(), LatentDiffusionPipeline.from_pretrained(model).to(default_device()) if isinstance(model, (str,Path)) else model
     if isinstance(classifier, (str,Path)): classifier = LatentClassifier.from_pretrained(classifier)
     title = title or (Path(model).resolve().name if isinstance(model, (str,Path)) else 'latentfast')
     c,h,w = pipe._latent_shape(); size = w*pipe.codec.factor, h*pipe.codec.factor

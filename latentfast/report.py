@@ -10,6 +10,7 @@ import base64, html, io
 from pathlib import Path
 import numpy as np, torch
 from PIL import Image
+from fastai.torch_core import default_device
 from .autoencoder import grid_image
 from .evaluation import evaluate, feature_net, latents_8x8, _codec, _is_model, _near, _on_pictures, _samples
 from .pipeline import LatentDiffusionPipeline
@@ -170,7 +171,7 @@ def compare(
     if len(names)!=len(models): raise ValueError(f'compare: {len(models)} models and {len(names)} names were given; one name each.')
     if out is not None and Path(out).is_dir():
         raise ValueError(f'{out} is a folder: give a file for the page, such as {Path(out)/"report.html"}.')
-    models = [LatentDiffusionPipeline.from_pretrained(m) if isinstance(m, (str,Path)) and _is_model(m) else m for m in models]
+    models = [LatentDiffusionPipeline.from_pretrained(m).to(default_device()) if isinstance(m, (str,Path)) and _is_model(m) else m for m in models]
     nets = [feature_net(f) for f in (features if isinstance(features, (list,tuple)) else [features])]
     scores = [evaluate(m, store, n=n, features=nets, seed=seed, codec=codec, **kwargs) for m in models]
     flat = [dict(name=name, **s) for name,ss in zip(names, scores) for s in ss]

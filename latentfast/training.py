@@ -140,6 +140,8 @@ class Perceptual(Callback):
     def own_params(self):
         "Parameters that are trained beside the U-Net: the projections"
         return [p for l in self.alignments for p in l.proj.parameters()]  # `AutoPrecision` asks
+    def before_step(self):  # before `AutoPrecision` asks whether all gradients are finite, on which processes have to agree
+        for l in self.alignments: l.average()
     def after_step(self):
         for l in self.alignments: l.opt.zero_grad() if hasattr(self.learn, 'lr_finder') else l.step()
     def after_batch(self):
@@ -244,6 +246,7 @@ class SampleProgress(Callback):
         guidance_scale:float=1. # With `cond`: how strongly, 3 for example
     ):
         if isinstance(cond, (list,tuple)): n = len(cond)
+        if min(every, n, every_steps or 1)<1: raise ValueError(f'SampleProgress(every={every}, n={n}, every_steps={every_steps}): each has to be 1 or more.')
         self.every, self.n, self.steps, self.seed, self.folder, self.every_steps, self.live, self.history = every, n, steps, seed, folder, every_steps, live, []
         self.cond = {} if cond is None else dict(cond=cond, guidance_scale=guidance_scale)
     def before_fit(self):
@@ -371,7 +374,7 @@ class DiffusionLearner(AutocastLearner):
 
     def show_results(self, max_n=8, steps=50, seed=0, **kwargs):
         "Show samples under real pictures; of the same conditions, where there are any"
-        real = next(iter(self.dls.train.new(shuffle=False, bs=max_n)))
+        real = next(iter(self.dls.train.new(shuffle=False, bs=max_n, drop_last=False)))
         if self.dls.conds: kwargs = {'cond': real[-1], **kwargs}
         show_images(torch.cat([self.dls.train.pictures(real, max_n), self.sample(len(real[0]), steps=steps, seed=seed, progress=False, **kwargs)]), ncol=max_n)
 

@@ -151,7 +151,7 @@ def picture_dls(
                     after_batch=[PicturesToFloat(), *listify(augment)])
     vdl = PictureDL(valid, bs=bs, num_workers=workers(valid), after_batch=[PicturesToFloat()])
     if seed is not None: tdl.rng.seed(seed)
-    return DataLoaders(tdl, vdl, device=device)
+    return DataLoaders(tdl, vdl, device=default_device() if device is None else device)
 
 # %% ../nbs/15_vae_training.ipynb #c292d853
 class KLAutoencoder(nn.Module):

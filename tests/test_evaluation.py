@@ -396,3 +396,13 @@ def test_fid_of_50000_rows_of_1024_in_30_seconds_and_2_gigabytes():
     f, seconds, gigabytes = map(float, out.split())
     print(f'FID {f:.2f} in {seconds:.1f} s and {gigabytes:.2f} GB')
     assert 1024*(.05**2+.1**2) < f < 1024*(.05**2+.1**2)*1.6+30 and seconds<30 and gigabytes<2
+
+def test_a_folder_is_scored_by_a_fair_choice(store, tmp_path):
+    "Not by its first pictures, which may all be of one class"
+    src = make_pictures(tmp_path/'sampled', 60)
+    from latentfast.evaluation import _look, _samples
+    from latentfast.sources import find_pictures
+    have, batches = _samples(src, store, 0, 8, None, None)
+    seen = [x for _,pictures in batches(16) for x in pictures()]
+    first = _look(find_pictures(src, valid_pct=0), range(16), store)
+    assert have==60 and len(seen)==16 and not all(torch.equal(a, b) for a,b in zip(seen, first))

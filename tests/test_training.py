@@ -107,6 +107,20 @@ def test_a_classifier_in_two_processes_goes_on_without_a_seed(tmp_path):
     losses = torch.load(tmp_path/'cut'/'checkpoint.pt', weights_only=True)['losses']
     assert len(losses)==6 and losses[-1]<losses[0]
 
+# ---- wrong numbers, few pictures
+
+def test_few_pictures_and_zeros(tmp_path):
+    from latentfast.data import latent_dls
+    from latentfast.training import SampleProgress, diffusion_learner
+    from latentfast.unet import LatentUNet
+    store = make_store(tmp_path/'store', [0,1]*2, [0,1])
+    with pytest.raises(ValueError, match='bs=0'): latent_dls(store, bs=0)
+    for kw in dict(every=0), dict(every_steps=-1), dict(n=0):
+        with pytest.raises(ValueError, match='1 or more'): SampleProgress(**kw)
+    learn = diffusion_learner(latent_dls(store, bs=2), LatentUNet(nfs=(8,16), num_layers=1))
+    learn.decode = learn.dls.train.pictures = lambda *z: torch.zeros(4, 3, 8, 8)  # the autoencoder isn't what this is about
+    learn.show_results(max_n=8, steps=1)
+
 # ---- killed
 
 KILLED = '''
