@@ -1015,6 +1015,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'latentfast.training.SampleProgress': ('training.html#sampleprogress', 'latentfast/training.py'),
                                      'latentfast.training.SampleProgress.__init__': ( 'training.html#sampleprogress.__init__',
                                                                                       'latentfast/training.py'),
+                                     'latentfast.training.SampleProgress._pictures': ( 'training.html#sampleprogress._pictures',
+                                                                                       'latentfast/training.py'),
                                      'latentfast.training.SampleProgress._sample': ( 'training.html#sampleprogress._sample',
                                                                                      'latentfast/training.py'),
                                      'latentfast.training.SampleProgress.after_batch': ( 'training.html#sampleprogress.after_batch',

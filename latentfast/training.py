@@ -22,7 +22,7 @@ from fastai.torch_core import distrib_barrier, get_model, rank_distrib, set_seed
 from fastcore.basics import listify
 from fastcore.meta import delegates
 from fastcore.xtras import join_path_file
-from .autoencoder import grid_image, send, show_images
+from .autoencoder import grid_image, send, show_images, to_uint8
 from .callbacks import AutocastLearner, AutoPrecision, EpochSeed, LateNumber, fused_adamw
 from .classifier import LatentClassifier
 from .conditioning import ConditionDropout, TextCondition, describe, no_condition
@@ -276,14 +276,18 @@ class SampleProgress(Callback):
         if self.live:
             from IPython.display import display
             display(im)
+    drawn = ()  # pictures of the history as uint8, as far as they were asked for: each is decoded once
+    def _pictures(self):
+        self.drawn = [*self.drawn, *(to_uint8(self.learn.decode(z)) for _,z in self.history[len(self.drawn):])]
+        return np.concatenate(self.drawn)
     def strip(self):
         "All pictures so far as one PIL picture, a row for each time that was sampled"
-        return grid_image(torch.cat([self.learn.decode(z) for _,z in self.history]), ncol=self.n)
+        return grid_image(self._pictures(), ncol=self.n)
     def show(self):
         "Draw a row of pictures for each time that was sampled"
-        show_images(torch.cat([self.learn.decode(z) for _,z in self.history]), ncol=self.n)
+        show_images(self._pictures(), ncol=self.n)
     def state_dict(self): return dict(history=[[e,z] for e,z in self.history])
-    def load_state_dict(self, state): self.history = [(e,z) for e,z in state['history']]
+    def load_state_dict(self, state): self.history, self.drawn = [(e,z) for e,z in state['history']], ()
 
 # %% ../nbs/11_training.ipynb #57a4baaa
 class DiffusionLearner(AutocastLearner):
