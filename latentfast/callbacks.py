@@ -88,7 +88,11 @@ class AutoPrecision(Callback):
 class LatentDistributedDL(DistributedDL):
     "Process r of n gets the r-th part of each batch that one process with n times the batch size would get; on any device"
     skip, begin = 0, None  # as those of `LatentDL`
-    def __init__(self, dl, *args, **kwargs):
+    def __init__(self,
+        dl,      # The loader whose batches are shared out
+        *args,   # Passed to fastai's `DistributedDL`
+        **kwargs # As well
+    ):
         super().__init__(dl, *args, **kwargs)
         if self.world_size and not len(self): raise ValueError(f'{dl.n} latents are less than a batch of {dl.bs} for each of {self.world_size} processes: take smaller batches.')
     rows = property(lambda self: self.dl.rows)
