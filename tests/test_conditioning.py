@@ -252,3 +252,11 @@ def test_one_encoder_twice(store, clip):
     with pytest.raises(ValueError, match='say which') as e: TextCondition(store)
     assert enc.fingerprint in str(e.value) and 'layer -2' in str(e.value)
     assert TextCondition(store, enc.fingerprint).about['layer']==-2
+
+def test_export_passes_over_what_systems_and_killed_processes_leave(store, tmp_path):
+    learn, folder = told(store, 'class'), tmp_path/'model'
+    folder.mkdir()
+    for f in '.DS_Store','checkpoint.pt.1a2b.tmp': (folder/f).write_bytes(b'')
+    learn.export_pipeline(folder); assert LatentDiffusionPipeline.from_pretrained(folder)(1, label=store.classes[0], num_inference_steps=2).images
+    (folder/'thesis.tex').write_text('mine')
+    with pytest.raises(ValueError, match='holds something else'): learn.export_pipeline(folder)
