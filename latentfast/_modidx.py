@@ -436,6 +436,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'latentfast/evaluation.py'),
                                        'latentfast.evaluation._Pairs.__len__': ( 'evaluation.html#_pairs.__len__',
                                                                                  'latentfast/evaluation.py'),
+                                       'latentfast.evaluation._asks': ('evaluation.html#_asks', 'latentfast/evaluation.py'),
                                        'latentfast.evaluation._cache_folder': ('evaluation.html#_cache_folder', 'latentfast/evaluation.py'),
                                        'latentfast.evaluation._call': ('evaluation.html#_call', 'latentfast/evaluation.py'),
                                        'latentfast.evaluation._check': ('evaluation.html#_check', 'latentfast/evaluation.py'),

@@ -418,12 +418,14 @@ def _sample(a):
     arg('--pictures', metavar='SRC', help='the original pictures, what the store was encoded from'),
     arg('-n', type=int, default=1000, help='samples of each model'),
     arg('--steps', type=int, help="steps of a sample; sample's if not given"), BATCH,
+    arg('--guidance-scale', type=float, default=1., help='for models that were trained with classes or captions, which are asked for those of random '
+        'real pictures: how strongly to follow them'),
     arg('--names', nargs='+', help='a name each; models of one name are runs with other training seeds'),
     arg('--out', metavar='HTML', help='also write a page of tables and pictures'), JSON, SEED)
 def _evaluate(a):
     from latentfast.evaluation import score_text
     from latentfast.report import compare
-    scores = compare(a.model, a.store, a.out, **_settings(a, 'names features n against pictures seed steps batch_size'))
+    scores = compare(a.model, a.store, a.out, **_settings(a, 'names features n against pictures seed steps batch_size guidance_scale'))
     if a.json: return print(json.dumps(scores if len(scores)>1 else scores[0]))
     print('\n\n'.join(f'{s["name"]}\n{score_text(s)}' for s in scores))
     if a.out: print(f'\npictures and tables: {a.out}')

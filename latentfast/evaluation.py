@@ -406,11 +406,31 @@ def _part(o, i, j, n):
     if isinstance(o, tuple): return tuple(_part(v, i, j, n) for v in o)
     return o[i:j] if (isinstance(o, list) or isinstance(o, Tensor) and o.ndim) and len(o)==n else o
 
-def _sampled(model, n, seed, given=None, chunk=1024, **sampling):
-    "Chunks of latents, normalised as the model's are; what has `given` rows in `sampling` is cut to fit"
+def _sampled(model, n, seed, given=None, ask=None, chunk=1024, **sampling):
+    "Chunks of latents, normalised as the model's are; what has `given` rows in `sampling` is cut to fit, and `ask` gives the conditions of samples i to j"
     for i in range(0, n, chunk):
         s, j = seed if i==0 else int(np.random.SeedSequence([seed, i]).generate_state(1)[0]), min(i+chunk, n)
-        yield model.sample_latents(j-i, seed=s, **_part(sampling, i, j, given))
+        yield model.sample_latents(j-i, seed=s, **_part(sampling, i, j, given), **(ask(i, j) if ask else {}))
+
+def _asks(model, store, split, seed, guidance_scale=1.):
+    "A function from i and j to what samples i to j are asked for: what random rows of a split show. None, with a warning, where the store can't say"
+    learner, ds = isinstance(model, DiffusionLearner), getattr(store, split)
+    takes = {'label','text','picture'} & {*getattr(get_model(model.ema_model if learner else model.unet), 'takes', ())}
+    rows = np.random.default_rng([seed, 1]).permutation(len(ds))
+    part = lambda i, j: rows[np.arange(i, j)%len(rows)]
+    if not takes: return
+    if learner and model.dls.store.index['checksum']==store.index['checksum']:
+        return lambda i, j: dict(cond={k: v for c in model.dls.conds for k,v in c(ds, part(i, j)).items()})
+    say = {}
+    if 'text' in takes and 'caption' in store.extras: say['prompt'] = lambda rows: [ds.captions(r) or '' for r in rows]
+    if 'label' in takes and store.classes and {*store.classes}<={*(model.dls if learner else model).classes}:
+        rows, say['label'] = rows[ds.labels[rows]>=0], lambda rows: [store.classes[k] for k in ds.labels[rows]]
+    if rest := sorted({dict(text='prompt').get(k, k) for k in takes}-{*say}):
+        warnings.warn(f'The model was trained to be told a {" and a ".join(rest)}, and {store.path} does not say which: '
+                      'without cond= its samples are what it draws when told nothing.')
+    about = lambda i, j: {k: f(part(i, j)) for k,f in say.items()}
+    if not say or not len(rows): return
+    return lambda i, j: dict(cond=about(i, j)) if learner else model.conditions(j-i, **about(i, j), guidance_scale=guidance_scale)
 
 def _look(ps, rows, store, plan={}):
     "Pictures `rows` of a source, cut as those of the store were"
@@ -419,7 +439,7 @@ def _look(ps, rows, store, plan={}):
 
 def _is_model(o): return not isinstance(o, (str,Path)) or (Path(o)/'model_index.json').exists()
 
-def _samples(model, store, seed, bs, decode, given, apart=False, **sampling):
+def _samples(model, store, seed, bs, decode, given, split, apart=False, **sampling):
     "How many samples there are, and a function of a number that gives so many, in the batches that `_measure` takes"
     norm = store.normalizer
     if not _is_model(model):
@@ -436,10 +456,8 @@ def _samples(model, store, seed, bs, decode, given, apart=False, **sampling):
     own, same = (model.dls if learner else model).normalizer, (model.dls.store if learner else model.codec).fingerprint==store.fingerprint
     if not same and not apart: store.check_codec((model.dls if learner else model).codec)  # raises
     ours = lambda z: None if not same else z if own==norm else norm.normalize(own.denormalize(z))
-    told = {'label','prompt','picture'} & {*getattr(get_model(model.ema_model if learner else model.unet), 'takes', ())}
-    if told and sampling.get('cond') is None:
-        warnings.warn(f'The model was trained to be told a {" and a ".join(sorted(told))}: without cond= its samples are what it draws when told nothing.')
-    chunks = lambda n: _sampled(model, n, seed, given, batch_size=bs, **sampling)
+    ask = _asks(model, store, split, seed, sampling.get('guidance_scale', 1.)) if sampling.get('cond') is None else None
+    chunks = lambda n: _sampled(model, n, seed, given, ask, batch_size=bs, **sampling)
     return math.inf, lambda n: ((ours(z), partial(model.decode, z)) for c in chunks(n) for z in c.split(bs))
 
 # %% ../nbs/13_evaluation.ipynb #c16472b9
@@ -542,7 +560,7 @@ def evaluate(
     batch_size:int=64,  # Samples in memory at a time
     codec=None,         # The store's `LatentCodec`; loaded by its name if not given
     n_pictures:int=256, # Pictures that brightness, contrast and saturation are taken of; with 0, features of latents need no decoding
-    **sampling          # Passed to the model's `sample_latents`: `steps`, `progress`, ...; tensors of `n` rows go with the samples
+    **sampling          # Passed to the model's `sample_latents`: `steps`, `guidance_scale`, `cond`, ...; tensors of `n` rows go with the samples
 ) -> dict:              # Plain numbers, words, lists and dicts, ready for json; a list of such for a list of features
     "Scores of a model against the real pictures of a store, with the floor that real ones reach; raises ValueError or FileNotFoundError"
     store = store if isinstance(store, LatentStore) else LatentStore(store)
@@ -552,7 +570,7 @@ def evaluate(
     split, other = ('train','valid') if against=='train' else ('valid','train')
     get_codec = cache(lambda: _codec(store, codec, model))
     decode = lambda z: get_codec().decode(store.normalizer.denormalize(z))
-    have, samples = _samples(model, store, seed, batch_size, decode, n, apart=originals and all(map(_on_pictures, nets)), **sampling)
+    have, samples = _samples(model, store, seed, batch_size, decode, n, split, apart=originals and all(map(_on_pictures, nets)), **sampling)
     most, rest = len(getattr(store, split)), len(getattr(store, other))
     size, n_real = min(n, have), min(n, most)
     if min(size, n_real, rest)<4: raise ValueError(f'evaluate: {have} samples, {most} {split} and {rest} {other} latents; 4 of each are needed.')

@@ -162,7 +162,7 @@ def compare(
     near:int=6,         # Samples of each to show over the nearest training pictures
     seed:int=0,         # Seed of the samples
     codec=None,         # The store's `LatentCodec`; loaded by its name if not given
-    **kwargs            # Passed to `evaluate`: `against`, `pictures`, `steps`, ...
+    **kwargs            # Passed to `evaluate`: `against`, `pictures`, `steps`, `guidance_scale`, ...
 ) -> list:              # The scores: a dict for each model and features, as `evaluate` gives, with the model's `name`
     "Compare models on the same pictures with the same features, and write the page. Raises what `evaluate` raises"
     store = store if isinstance(store, LatentStore) else LatentStore(store)
@@ -182,7 +182,7 @@ def compare(
     labels = [f'{o}, run {list(names[:i]).count(o)+1}' if list(names).count(o)>1 else o for i,o in enumerate(names)]
     grids, nearest, net = [], [], next((o for o in nets if not _on_pictures(o)), latents_8x8)
     for name,m in zip(labels, models):
-        have, samples = _samples(m, store, seed, most, decode, n, apart=True, **sampling)
+        have, samples = _samples(m, store, seed, most, decode, n, 'train' if kwargs.get('against')=='train' else 'valid', apart=True, **sampling)
         z, pictures = next(samples(min(have, most)))
         title = f'<b>{html.escape(name)}</b><br>'
         grids.append(title+grid_html(pictures()[:grid].cpu(), f'samples of {name}', ncol=4))

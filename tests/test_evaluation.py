@@ -172,6 +172,26 @@ def test_a_learner_its_pipeline_its_folder_and_its_samples_score_the_same(store,
     s = evaluate(tmp_path/'png', store, **{**kw, 'features':nets[1]})
     assert s['fid']==pytest.approx(a[1]['fid'], rel=1e-4) and s['latents'] is None
 
+def test_a_model_with_conditions_is_asked_for_what_the_real_ones_show(tmp_path, codec_folder, monkeypatch):
+    "Whether learner or pipeline, each class as often as it is in the split; a store of other classes can't say"
+    for i,name in enumerate(('cat','dog','fox')): make_pictures(tmp_path/'pictures'/name, 20*(i+1))
+    how = dict(codec=str(codec_folder), size=32, valid_pct=.4, progress=False)
+    store = encode(tmp_path/'pictures', tmp_path/'store', **how)
+    learn = diffusion_learner(latent_dls(store, bs=16, seed=0, cond='class'), size='tiny', seed=0)
+    n, seen = len(store.valid), []
+    for kind in (type(learn), LatentDiffusionPipeline):
+        old = kind.sample_latents
+        def spy(self, n, old=old, **kw): seen.append(kw['cond']['label'] if kw.get('cond') else None); return old(self, n, **kw)
+        monkeypatch.setattr(kind, 'sample_latents', spy)
+    kw = dict(n=n, n_pictures=0, features=conv(), steps=2, progress=False, guidance_scale=2.)
+    scores = [evaluate(m, store, **kw) for m in (learn, learn.to_pipeline())]
+    assert seen[0].tolist()==seen[1].tolist()!=sorted(seen[0].tolist()) and sorted(seen[0].tolist())==sorted(store.valid.labels)
+    assert scores[0]['fid']==pytest.approx(scores[1]['fid'], rel=1e-4)
+    (tmp_path/'pictures'/'cat').rename(tmp_path/'pictures'/'elk')
+    other = encode(tmp_path/'pictures', tmp_path/'other', **how)
+    with pytest.warns(UserWarning, match='told a label'): evaluate(learn.to_pipeline(), other, **{**kw, 'guidance_scale':1.})
+    assert seen[2] is None
+
 def test_a_model_of_another_normaliser_is_brought_to_the_stores(store):
     pipe = learner(store).to_pipeline()
     pipe.register_to_config(latents_mean=[.5]*4, latents_std=[2.]*4)
