@@ -194,6 +194,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'latentfast.cli._encode': ('cli.html#_encode', 'latentfast/cli.py'),
                                 'latentfast.cli._evaluate': ('cli.html#_evaluate', 'latentfast/cli.py'),
                                 'latentfast.cli._file': ('cli.html#_file', 'latentfast/cli.py'),
+                                'latentfast.cli._fill_epochs': ('cli.html#_fill_epochs', 'latentfast/cli.py'),
                                 'latentfast.cli._finish': ('cli.html#_finish', 'latentfast/cli.py'),
                                 'latentfast.cli._fit': ('cli.html#_fit', 'latentfast/cli.py'),
                                 'latentfast.cli._info': ('cli.html#_info', 'latentfast/cli.py'),

@@ -83,6 +83,10 @@ def _fit(a, learn, settings, lr, cbs=(), **kwargs):
     learn.fit_quietly(a.epochs, lr, label=a.command, cbs=[Checkpoint(Path(a.out)/'checkpoint.pt', settings), *cbs], **kwargs)
     return dict(zip(learn.recorder.metric_names[1:], map(float, learn.recorder.values[-1])))
 
+def _fill_epochs(a, store, least, steps):
+    "Where no epochs were asked for: `least`, or what makes so many steps of a small store"
+    if a.epochs is None: a.epochs = max(least, -(-steps//max(1, store.index['counts']['train']//max(1, a.batch_size))))
+
 def _settings(a, names, **more): return dict({k: getattr(a, k) for k in names.split()}, **more)
 
 # %% ../nbs/17_cli.ipynb #cf8d1644
@@ -236,18 +240,18 @@ def _verify(a):
 # %% ../nbs/17_cli.ipynb #0f360f8e
 @command(f'Train a classifier on the latents of a store, for the perceptual loss and for judging. {GOES_ON}',
     arg('store', help='a store with classes'), arg('out', help='folder for the classifier'),
-    arg('--epochs', type=int, default=10, help='times through the training pictures'),
+    arg('--epochs', type=int, help='times through the training pictures; if not given 10, or more for a small store: 1,000 steps'),
     arg('--batch-size', type=int, default=64, help='latents in a batch'),
-    arg('--lr', type=float, default=3e-3, help=CYCLE),
+    arg('--lr', type=float, help=f'{CYCLE}; 3e-3 if not given, the article\'s 1e-2 for course'),
     arg('--arch', default='small', help="network and recipe: tiny, small, base, or course, the article's"), SEED)
 def _train_classifier(a):
     from latentfast.classifier import classifier_learner
-    from latentfast.data import latent_dls
     from latentfast.store import LatentStore
     store = LatentStore(a.store)
-    settings = _settings(a, 'epochs batch_size lr arch seed', fingerprint=store.fingerprint, rows=store.index['counts'])
-    learn = classifier_learner(latent_dls(store, bs=a.batch_size, seed=a.seed), arch=a.arch, seed=a.seed)
-    results = _fit(a, learn, settings, a.lr)
+    _fill_epochs(a, store, 10, 1000)
+    learn = classifier_learner(store, arch=a.arch, bs=a.batch_size, lr=a.lr, seed=a.seed)
+    settings = _settings(a, 'epochs batch_size arch seed', lr=learn.lr, fingerprint=store.fingerprint, rows=store.index['counts'])
+    results = _fit(a, learn, settings, learn.lr)
     if results is None: return
     learn.model.save_pretrained(a.out)
     _finish(a.out, results=results)
@@ -275,7 +279,7 @@ def _loss(a):
 
 # %% ../nbs/17_cli.ipynb #af89090c
 @command(f'Train a diffusion model on the latents of a store. {GOES_ON}', STORE, arg('out', help='folder for the model'),
-    arg('--epochs', type=int, default=20, help='times through the training pictures'),
+    arg('--epochs', type=int, help='times through the training pictures; if not given 20, or more for a small store: 3,000 steps'),
     arg('--batch-size', type=int, default=64, help='latents in a batch'),
     arg('--lr', type=float, default=2e-3, help=CYCLE),
     arg('--size', default='small', help='size of the U-Net: tiny, small, base or course'),
@@ -294,13 +298,14 @@ def _loss(a):
         'each time in OUT/progress/strip.png'),
     arg('--guidance-scale', type=float, default=3., help='with --cond: how strongly the samples follow it'),
     arg('--ema', type=float, default=.999, help="decay of the weights' moving average"),
-    arg('--sample-every', type=int, default=5, help='epochs between pictures in OUT/progress'), SEED)
+    arg('--sample-every', type=int, help='epochs between pictures in OUT/progress; a fifth of all if not given'), SEED)
 def _train(a):
     from latentfast.data import latent_dls
     from latentfast.store import LatentStore
     from latentfast.training import SampleProgress, diffusion_learner
     import latentfast.pipeline
     store, out = LatentStore(a.store), Path(a.out)
+    _fill_epochs(a, store, 20, 3000)
     if a.prompts and a.cond not in ('class','text'): raise ValueError('--prompts wants --cond class or --cond text, for a model that can be asked.')
     asked = _prompts(a.prompts) if a.prompts else store.classes if a.cond=='class' else None
     loss = _loss(a)
@@ -308,7 +313,7 @@ def _train(a):
                          fingerprint=store.fingerprint, rows=store.index['counts'])
     learn = diffusion_learner(latent_dls(store, bs=a.batch_size, seed=a.seed, index=True, cond=a.cond), perceptual=loss,
         weighting=None if a.weighting=='none' else a.weighting, **_settings(a, 'size objective schedule ema seed cond_drop'))
-    progress = SampleProgress(every=a.sample_every, n=8, seed=a.seed, folder=out/'progress', cond=asked and asked[:None if a.prompts else 8],
+    progress = SampleProgress(every=-(-a.epochs//5) if a.sample_every is None else a.sample_every, n=8, seed=a.seed, folder=out/'progress', cond=asked and asked[:None if a.prompts else 8],
                               guidance_scale=a.guidance_scale)
     results = _fit(a, learn, settings, a.lr, [progress])
     if results is None: return

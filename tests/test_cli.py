@@ -235,6 +235,17 @@ def test_figures_for_scripts(work):
     assert json.loads(latentfast('info', work/'store', '--json').stdout)['counts']=={'train': 180, 'valid': 20}
     assert json.loads(latentfast('verify', work/'store', '--json').stdout)['problems']==[]
 
+def test_a_small_store_gets_more_epochs_unless_asked(work):
+    from latentfast.cli import _fill_epochs, parser
+    from latentfast.store import LatentStore
+    store = LatentStore(work/'store')
+    n = store.index['counts']['train']
+    for extra,epochs in (([], -(-3000//(n//8))), (['--epochs','7'], 7)):
+        a = parser().parse_args(['train', str(work/'store'), 'm', '--batch-size', '8', *extra]); _fill_epochs(a, store, 20, 3000)
+        assert a.epochs==epochs
+    a = parser().parse_args(['train', str(work/'store'), 'm']); _fill_epochs(a, store, 20, 10)
+    assert a.epochs==20
+
 def test_the_installed_command_ends_a_mistake_with_status_2():
     r = subprocess.run([*RUN, 'info', 'nowhere'], capture_output=True, text=True, env=ENV)
     assert r.returncode==2 and r.stdout=='' and r.stderr.count('\n')==1 and 'nowhere' in r.stderr

@@ -121,6 +121,33 @@ def test_few_pictures_and_zeros(tmp_path):
     learn.decode = learn.dls.train.pictures = lambda *z: torch.zeros(4, 3, 8, 8)  # the autoencoder isn't what this is about
     learn.show_results(max_n=8, steps=1)
 
+def test_slow_saves_do_not_eat_short_epochs(tmp_path):
+    "A save that took long is followed by epochs without one; the last epoch is kept, and going on makes the same weights"
+    from fastai.callback.core import Callback, CancelFitException
+    from latentfast.callbacks import Checkpoint
+    from latentfast.data import latent_dls
+    from latentfast.training import diffusion_learner
+    from latentfast.unet import LatentUNet
+    store = make_store(tmp_path/'store', [0,1]*64, [0,1])
+    def fit(path, stop=None, cost=0.):
+        class Slow(Callback):
+            order = Checkpoint.order-1
+            def after_epoch(self):
+                if self.epoch>=1: self.learn.checkpoint.cost = cost
+        class Stop(Callback):
+            order = Checkpoint.order+1
+            def after_epoch(self):
+                dates.append(path.stat().st_mtime_ns)
+                if self.epoch==stop: raise CancelFitException
+        dates = []; torch.manual_seed(0)
+        learn = diffusion_learner(latent_dls(store, bs=64), LatentUNet(nfs=(8,16), num_layers=1), precision=None, seed=0, cbs=[Checkpoint(path), Slow(), Stop()])
+        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(5, 4e-3)
+        return learn, len({*dates})
+    (whole, saves), (_, some), (cut, one) = fit(tmp_path/'a.pt'), fit(tmp_path/'b.pt', cost=1e3), fit(tmp_path/'c.pt', 2, 1e3)
+    assert (saves, some, one)==(5, 2, 1) and torch.load(tmp_path/'b.pt', weights_only=True)['epoch']==4
+    mended, _ = fit(tmp_path/'c.pt')
+    assert close(whole.model.state_dict(), mended.model.state_dict(), 0)
+
 # ---- killed
 
 KILLED = '''
