@@ -183,11 +183,18 @@ class LatentCodec:
     @torch.inference_mode()
     def decode(self,
         z:Tensor,          # Latents [B,C,h,w], unscaled
-        batch_size:int=64  # Latents decoded at once, to bound memory
+        batch_size:int=64  # Latents decoded at once, at most: a million pixels, and fewer where the device runs out of memory
     ) -> Tensor:           # Pictures [B,3,h*factor,w*factor] in [-1,1], float32
         "Latents to pictures"
         self._check(z, self.channels, 1, 'Latents')
-        return torch.cat([self.model.decode(b.to(self.device, self.dtype)).sample.float().clamp(-1,1) for b in z.split(batch_size)])
+        fit = 2**20//(z[0,0].numel()*self.factor**2)
+        return torch.cat([self._decode(b) for b in z.split(max(1, min(batch_size, fit)))])
+
+    def _decode(self, z):
+        try: return self.model.decode(z.to(self.device, self.dtype)).sample.float().clamp(-1,1)
+        except torch.OutOfMemoryError:
+            if len(z)==1: raise
+        return torch.cat([self._decode(o) for o in z.chunk(2)])  # out here the failed attempt's memory is free again
 
     def __repr__(self):
         n = sum(p.numel() for p in self.model.parameters())

@@ -104,7 +104,9 @@ class LatentDistributedDL(DistributedDL):
         return t.cpu()
     def __len__(self): return (math.floor if self.drop_last else math.ceil)(self.dl.n/(self.bs*self.world_size))
     def get_idxs(self):
-        idxs = self._broadcast(self.dl.get_idxs(), 0)
+        idxs = self.dl.get_idxs()
+        if len(idxs) and isinstance(idxs[0], tuple): raise ValueError(f'{type(self.dl).__name__} cannot be shared out over several processes: train in one.')
+        idxs = self._broadcast(idxs, 0)
         batches, self.skip = idxs[:len(self)*self.bs*self.world_size].split(self.bs*self.world_size)[self.skip:], 0
         def part(b): return torch.cat([b, b[:1].expand(-len(b)%self.world_size)]).chunk(self.world_size)[self.rank]
         return torch.cat([part(b) for b in batches] or [idxs[:0]]).numpy()

@@ -51,8 +51,9 @@ def _demo(a):
 # %% ../nbs/17_cli.ipynb #869ba3a8
 def _claim(out, command, settings):
     "Make folder `out` for `command`, or go on in it; gives whether its work is finished already"
+    from latentfast.store import _names_in
     out, note = Path(out), Path(out)/'training.json'
-    if out.exists() and (not out.is_dir() or any(out.iterdir()) and not note.exists()):
+    if out.exists() and (not out.is_dir() or _names_in(out) and not note.exists()):
         raise ValueError(f'{out} holds something else: give a new or empty folder.')
     if note.exists():
         try: before = json.loads(note.read_text())
@@ -125,7 +126,8 @@ def _train_lpips(a):
 @command(f'Train an autoencoder on your own pictures, as a diffusers folder that encode takes as --codec. {GOES_ON}',
     arg('src', help='pictures, as for encode'), arg('out', help='folder for the autoencoder'),
     arg('--kind', default='kl', choices=['kl','vq'], help='AutoencoderKL or VQModel'),
-    arg('--model', default='tiny', choices=['tiny','ldm'], help='2.8 M parameters, for a laptop, or the 84 M of latent diffusion at 256 pixels'),
+    arg('--model', choices=['tiny','ldm'], help='network and losses: 2.8 M parameters, for a laptop, or the 84 M of latent diffusion at 256 pixels; if not given tiny, '
+        'and with --start what goes with that one\'s size'),
     arg('--start', metavar='CODEC', help="go on from this autoencoder instead of a new one: 'tiny', a folder or a hub id"),
     arg('--size', type=int, default=128, help='height and width in pixels of the squares that are cut out; 256 for ldm'),
     arg('--factor', type=int, help='how many times smaller the latents are (ldm): 4, 8, 16 or 32'),
@@ -150,6 +152,7 @@ def _train_vae(a):
     out, pictures = Path(a.out), find_pictures(a.src, a.valid_pct)
     lpips = None if a.lpips=='none' else LPIPS.from_pretrained(a.lpips)
     model = LatentCodec.from_pretrained(a.start).model.requires_grad_(True) if a.start else None
+    if a.model is None: a.model = 'ldm' if model is not None and sum(p.numel() for p in model.parameters())>2e7 else 'tiny'
     lr = a.lr or (1e-3 if a.model=='tiny' else 4.5e-6*a.batch_size)
     settings = _settings(a, 'valid_pct size kind model start factor latent_channels codebook epochs per_epoch batch_size lpips kl_weight disc_weight '
                          'disc_start ema seed', pictures=pictures.hash(), lr=lr)
@@ -225,7 +228,7 @@ def _info(a):
     print(json.dumps({k: v for k,v in store.index.items() if k!='shards'}) if a.json else store)
     if not a.show: return
     from latentfast.autoencoder import LatentCodec, grid_image
-    codec = LatentCodec.from_pretrained(store.codec); store.check_codec(codec)
+    codec = LatentCodec.from_pretrained(store.codec_path); store.check_codec(codec)
     grid_image(codec.decode(store.train.__getitems__(range(min(64, len(store.train))))[0]), ncol=8).save(_picture(a.show))
     if not a.json: print('first pictures, decoded:', a.show)
 
@@ -317,8 +320,8 @@ def _train(a):
                               guidance_scale=a.guidance_scale)
     results = _fit(a, learn, settings, a.lr, [progress])
     if results is None: return
-    ask = dict(cond=_share(asked, max(64, len(asked))), guidance_scale=a.guidance_scale) if asked else {}
-    learn.export_pipeline(out, samples=learn.sample(len(ask.get('cond', range(64))), seed=a.seed, **ask))
+    ask = dict(cond=_share(asked, 64), guidance_scale=a.guidance_scale) if asked else {}
+    learn.export_pipeline(out, samples=learn.sample(64, seed=a.seed, **ask))
     _finish(out, results=results)
     print(f'{out}: trained {a.epochs} epochs. Pictures: {out/"samples.png"}; while it trained: {out/"progress"}')
 
@@ -374,10 +377,11 @@ def _sample(a):
     from latentfast.classifier import LatentClassifier
     from latentfast.decoding import save_animation, show_steps
     from latentfast.pipeline import LatentDiffusionPipeline
+    from latentfast.store import _names_in
     if a.n<1: raise ValueError(f'-n {a.n}: give the number of pictures, 1 or more.')
     out = Path(a.out)
     if out.suffix: _picture(out)
-    elif out.exists() and (not out.is_dir() or {p.name for p in out.iterdir()}-{f'{a.start+i:05d}.png' for i in range(a.n)}):
+    elif out.exists() and (not out.is_dir() or _names_in(out)-{f'{a.start+i:05d}.png' for i in range(a.n)}):
         raise ValueError(f'{out} holds something else, or other pictures than these {a.n}: give a new folder, or a file such as {out}.png.')
     if a.video: _file(a.video, 'film', '.webp', '.gif', '.png')
     if a.strip: _picture(a.strip)
@@ -502,6 +506,10 @@ def main(
     try: func(a)
     except (ValueError, OSError, FloatingPointError, ImportError) as e:
         print(f'latentfast {a.command}: {" ".join(str(e).split())}', file=sys.stderr)
+        return 2
+    except RuntimeError as e:
+        if 'out of memory' not in str(e).lower(): raise
+        print(f'latentfast {a.command}: the device ran out of memory ({" ".join(str(e).split())[:100]}...): give a smaller --batch-size or --size.', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         again = ': the same command goes on where it stopped' if GOES_ON in text or a.command=='demo' else ''

@@ -81,7 +81,8 @@ def class_numbers(
     return torch.tensor(numbers)
 
 # %% ../nbs/07_conditioning.ipynb #fb2121fe
-_WORD = re.compile(r'\w+|[^\w\s]')
+_ALONE = '\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff'  # of scripts without spaces between words: each is a word
+_WORD = re.compile(rf'[{_ALONE}]|(?:(?![{_ALONE}])\w)+|[^\w\s]')
 def _split(text): return _WORD.findall((text or '').lower())
 
 class CaptionTokenizer:

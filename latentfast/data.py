@@ -108,7 +108,7 @@ class LatentDataLoaders(DataLoaders):
     def vocab(self): return CategoryMap(self.classes, sort=False)
     @cached_property
     def codec(self):
-        codec = LatentCodec.from_pretrained(self.store.codec)
+        codec = LatentCodec.from_pretrained(self.store.codec_path)
         self.store.check_codec(codec)
         return codec.to(self.device)
 

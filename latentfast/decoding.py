@@ -26,7 +26,7 @@ def fit_preview(
         if codec is None: raise ValueError('fit_preview: pictures were given without a codec; give codec=, or a LatentStore.')
         z, x = codec.encode(source), source
     else:
-        codec, normalizer = codec or LatentCodec.from_pretrained(source.codec), normalizer or source.normalizer
+        codec, normalizer = codec or LatentCodec.from_pretrained(source.codec_path), normalizer or source.normalizer
         z = source.train.__getitems__(np.linspace(0, len(source.train)-1, min(n, len(source.train))).astype(int).tolist())[0]
         x = codec.decode(z)
     x = F.avg_pool2d(x, codec.factor).permute(0,2,3,1).reshape(-1, 3).cpu()

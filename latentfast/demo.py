@@ -15,6 +15,7 @@ from .classifier import LatentClassifier, classifier_learner
 from .data import latent_dls
 from .encode import encode
 from .sources import find_pictures, load_picture
+from .store import _names_in
 from .evaluation import evaluate, features, nearest
 from .feature_nets import Alignment
 import latentfast.pipeline  # learn.export_pipeline
@@ -113,7 +114,7 @@ def demo(
 def _claim(out, settings):
     "Make `out`, or go on in one that an earlier demo with the same settings began"
     note = out/'demo.json'
-    if out.exists() and (not out.is_dir() or any(out.iterdir()) and not note.exists()):
+    if out.exists() and (not out.is_dir() or _names_in(out) and not note.exists()):
         raise ValueError(f'{out} holds something else: give a new or empty folder.')
     if note.exists():
         before = json.loads(note.read_text())

@@ -314,7 +314,7 @@ def pixel_learner(
 def _codec(store, codec=None, model=None):
     "The store's autoencoder, checked: as given, or a learner's, or loaded"
     if codec is None and isinstance(model, DiffusionLearner) and model.dls.store.fingerprint==store.fingerprint: codec = model.dls.codec
-    codec = codec or LatentCodec.from_pretrained(store.codec).to(default_device())
+    codec = codec or LatentCodec.from_pretrained(store.codec_path).to(default_device())
     store.check_codec(codec)
     return codec
 
@@ -437,7 +437,10 @@ def _look(ps, rows, store, plan={}):
     crop, seed = plan.get('crop', 'center'), plan.get('seed', 0)
     return to_tensor([load_picture(ps.open(i), store.image_size, crop, seed=f'{seed}/{ps.keys[i]}') for i in rows])
 
-def _is_model(o): return not isinstance(o, (str,Path)) or (Path(o)/'model_index.json').exists()
+def _is_model(o):
+    if not isinstance(o, (str,Path)): return True
+    hub = str(o).count('/')==1 and not str(o).startswith(('.','/','~')) and ':' not in str(o) and not Path(o).exists()
+    return hub or (Path(o)/'model_index.json').exists()
 
 def _samples(model, store, seed, bs, decode, given, split, apart=False, **sampling):
     "How many samples there are, and a function of a number that gives so many, in the batches that `_measure` takes"
@@ -550,7 +553,7 @@ def _check_question(model, store, nets, n, against, pictures, n_pictures, batch_
 
 @keep_memory()
 def evaluate(
-    model,              # Pipeline or its folder, `DiffusionLearner`, latents [N,C,h,w] normalised as the store's, or pictures: `find_pictures`
+    model,              # Pipeline, its folder or hub id, `DiffusionLearner`, latents [N,C,h,w] normalised as the store's, or pictures: `find_pictures`
     store,              # A `LatentStore` or its folder
     n:int=5000,         # Samples to make, and real ones to compare with and for the floor; fewer where the tensor, the folder or a split has fewer
     features=None,      # Whose features: see `feature_net`. A list of them gives a list of scores, from one sampling

@@ -6,7 +6,7 @@
 __all__ = ['model_card', 'LatentDiffusionPipeline']
 
 # %% ../nbs/12_pipeline.ipynb #47d9f9cf
-import json, tempfile, warnings
+import inspect, json, tempfile, warnings
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, torch
@@ -22,7 +22,7 @@ from .guidance import Autoguided, ClassifierGuided
 from .sampling import _n_timesteps, guide, predict, sample, sampler_and_steps
 from .schedule import OBJECTIVES, diffusers_scheduler
 from .sources import _rgb
-from .store import LatentNormalizer
+from .store import LatentNormalizer, _names_in
 from .training import DiffusionLearner
 
 # %% ../nbs/12_pipeline.ipynb #c4252737
@@ -74,6 +74,8 @@ def _read_index(folder, name):
     try: index = json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError: raise FileNotFoundError(f'{folder} holds no model_index.json, so it is no saved model: {_WHERE}') from None
     except ValueError: raise ValueError(f'{path} is damaged: it is not JSON. Export the model again.') from None
+    if code := sorted(str(p.relative_to(folder)) for at in ('*.py','*/*.py') for p in Path(folder).glob(at)):
+        raise ValueError(f'{folder} holds Python code ({", ".join(code[:3])}), which diffusers might run. A saved model has none: delete it.')
     theirs = index.get('_class_name') if isinstance(index, dict) else None
     if theirs!=name: raise ValueError(f'{folder} is a {theirs}, not a {name}: open it with diffusers.DiffusionPipeline.')
     for part in 'unet','vae','scheduler':
@@ -273,6 +275,9 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         callback_on_step_end_tensor_inputs=('latents',), # What is in that dict: 'latents', and 'x0', the guess of where they lead
         tile=False,                  # Decode in tiles, see `decode`
         slice_size:int=64,           # Pictures at a time
+        num_images_per_prompt:int=1, # Pictures for each prompt, class or picture
+        height:int=None,             # With `width`, as diffusers has it: `size`
+        width:int=None,              # The same number
         **kwargs                     # Further arguments of `sample`, such as t_max or threshold
     ):
         "Sample pictures, called as any diffusers pipeline. ValueError for what is out of range"
@@ -288,10 +293,19 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             raise ValueError('generator: give one, or a seed. Each picture of a batch has a stream of its own by its number, so a list is not needed.')
         if generator is not None: seed = torch.randint(2**31, (), generator=generator, device=generator.device).item()
         sampler, num_inference_steps = sampler_and_steps(sampler, num_inference_steps, eta)
+        if height!=width or height is not None and size not in (None, height):
+            raise ValueError(f'height={height}, width={width}, size={size}: pictures are square; give size alone, or the same for all.')
+        size = size if height is None else height
+        if extra := sorted({*kwargs}-{*inspect.signature(sample).parameters}):
+            raise ValueError(f'{", ".join(extra)}: there is no such argument. There are {", ".join(list(inspect.signature(self.__call__).parameters)[:-1])}, and those of `sample`.')
         f, h, w = self.codec.factor, *self._latent_shape(size)[1:]
+        many = lambda o: isinstance(o, (list,tuple)) or getattr(o, 'ndim', 0) in (1,4)
+        if (k := num_images_per_prompt)!=1:
+            if k!=int(k) or k<1 or batch_size is not None: raise ValueError(f'num_images_per_prompt={k}: give a whole number from 1 on, and no batch_size.')
+            again = lambda o: o if not many(o) else o.repeat_interleave(k, 0) if isinstance(o, torch.Tensor) else [p for p in o for _ in range(k)]
+            label, prompt, negative_prompt, cond_image, image = map(again, (label, prompt, negative_prompt, cond_image, image))
         if batch_size is None:
-            many = lambda o: isinstance(o, (list,tuple)) or getattr(o, 'ndim', 0) in (1,4)
-            batch_size = max(len(o) if many(o) else 1 for o in (label, prompt, cond_image, image, latents))
+            batch_size = max(len(o) if many(o) else k for o in (label, prompt, cond_image, image, latents))
         unet, alone = self.unet, [k for k,v in dict(prompt=prompt, negative_prompt=negative_prompt, cond_image=cond_image, weak=weak).items() if v is not None]
         if classifier is not None:
             if label is None: raise ValueError('classifier wants label=, the class to steer to.')
@@ -304,7 +318,13 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             unet = self._autoguided(weak, guidance_scale, kwargs.pop('guidance_rescale', 0.))
             told = [self.conditions(batch_size, label, prompt, cond_image=cond_image, unet=net) for net in (self.unet, unet.weak)]
             if told[0]: kwargs['cond'] = tuple(o['cond'] for o in told)
-        else: kwargs |= dict(guidance_scale=guidance_scale, **self.conditions(batch_size, label, prompt, negative_prompt, cond_image, guidance_scale))
+        else:
+            kwargs |= dict(guidance_scale=guidance_scale, **self.conditions(batch_size, label, prompt, negative_prompt, cond_image, guidance_scale))
+            if guidance_scale!=1 and kwargs.get('cond') is None:
+                takes = getattr(self.unet, 'takes', set())
+                can = [f'{a}=' for t,a in (('label','label'), ('text','prompt'), ('picture','cond_image')) if t in takes]
+                raise ValueError(f'guidance_scale={guidance_scale} needs something to follow: '+(f'give {" or ".join(can)}.' if can else
+                                 'this model was trained without conditions. Give a classifier= and label=, or a weak= model, or leave it at 1.'))
         if latents is not None: kwargs['noise'] = latents
         shown = num_inference_steps
         if image is not None:
@@ -435,7 +455,7 @@ def export_pipeline(self:DiffusionLearner,
 ) -> Path:
     "Save as a folder that `LatentDiffusionPipeline.from_pretrained` opens; raises `ValueError` if `folder` holds something else"
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(p.name not in _OURS and p.suffix!='.tmp' and p.name[0]!='.' for p in folder.iterdir())):  # of what a system or a killed process left
+    if folder.exists() and (not folder.is_dir() or any(n not in _OURS and not n.endswith('.tmp') for n in _names_in(folder))):  # of what a system or a killed process left
         raise ValueError(f'{folder} holds something else: give a new or empty folder.')
     self.to_pipeline(facts).save_pretrained(folder, samples=samples)
     return folder

@@ -139,7 +139,7 @@ def _stats_table(scores, names):
 def _curves(learners):
     "Figures of what was recorded while (name, learner) trained"
     import matplotlib.pyplot as plt
-    out, valid = [], [(n, [(e+1, r[1]) for e,r in enumerate(l.recorder.values) if len(r)>1 and r[1] is not None]) for n,l in learners]
+    out, valid = [], [(n, [(e+1, r[1]) for e,r in enumerate(getattr(l.recorder, 'values', [])) if len(r)>1 and r[1] is not None]) for n,l in learners]
     fids = [(n, [(e,s['fid']) for e,s in l.fid_metric.history]) for n,l in learners if hasattr(l, 'fid_metric')]
     for title,curves in (('validation loss', valid), ('FID while training', fids)):
         if not any(c for _,c in curves): continue

@@ -313,7 +313,7 @@ def _check_cond(model, cond, uncond, scale):
         raise ValueError('This model was trained without conditions: leave cond out, or steer it with a classifier (ClassifierGuided).')
     if cond is None and wants: raise ValueError('This model wants a condition: give cond=, one for all samples or one for each.')
     if scale!=1 and (cond is None or uncond is None):
-        raise ValueError(f'guidance_scale={scale} wants cond= and uncond=, the condition and what stands for none.')
+        raise ValueError(f'guidance_scale={scale} wants cond= and uncond=, the condition and what stands for none; without conditions leave it at 1.')
     if scale!=1 and _form(cond)!=_form(uncond):
         raise ValueError(f'cond= and uncond= have to have the same parts: these are {_form(cond)} and {_form(uncond)}.')
     n = model.config.n_classes if 'label' in (getattr(model, 'takes', None) or ()) else 0

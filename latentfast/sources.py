@@ -6,7 +6,8 @@
 __all__ = ['MAX_PIXELS', 'SPLITS', 'SUFFIXES', 'load_picture', 'Texts', 'Pictures', 'find_pictures']
 
 # %% ../nbs/02a_sources.ipynb #2535b08f
-import csv, hashlib, io, json, os, re, tarfile, threading
+import csv, hashlib, io, json, os, re, tarfile, threading, warnings
+from collections import Counter
 from contextlib import nullcontext
 from functools import lru_cache, partial
 import numpy as np, pyarrow as pa, pyarrow.compute as pc
@@ -202,11 +203,12 @@ def _walk(url, below='', seen=()):
     yield below, names
 
 # %% ../nbs/02a_sources.ipynb #1e9df2b7
+_UNREAD = {'.heic', '.heif', '.jxl', '.dng', '.cr2', '.cr3', '.nef', '.arw', '.orf', '.raf', '.rw2'}  # pictures that Pillow doesn't open
 SUFFIXES = {'.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm', '.pnm', '.avif', '.jp2'}
 
 def _listing(url):
     "What is in a folder: folders that have pictures, how many, the keys of all; names that aren't UTF-8; shards by suffix; number of files"
-    folders, counts, keys, chunks, raw, shards, n = [], [], [], [], {}, {'.tar':[], '.parquet':[]}, 0
+    folders, counts, keys, chunks, raw, shards, n, unread = [], [], [], [], {}, {'.tar':[], '.parquet':[]}, 0, Counter()
     for below,names in _walk(url):
         before = len(keys); n += len(names)
         for name in names:
@@ -215,16 +217,23 @@ def _listing(url):
                 keys.append(key := _text(below+name))
                 if key!=below+name: raw[key] = below+name
             elif suffix in shards: shards[suffix].append(below+name)
+            elif suffix in _UNREAD: unread[suffix] += 1
         if len(keys)>before: folders.append(_text(below)); counts.append(len(keys)-before)
         if len(keys)>1<<16: chunks.append(pa.array(keys, pa.large_string())); keys = []
+    if unread: warnings.warn(f'{sum(unread.values()):,} pictures of {url} are left out, since they end in {", ".join(sorted(unread))}: save them as .jpg or .png.')
     return folders, counts, pa.concat_arrays([*chunks, pa.array(keys, pa.large_string())]), raw, shards, n
 
 def _tree(folders, counts, keys):
     "Class names, keys, labels and splits of a tree of pictures"
     parts = [f.split('/') for f in folders]
-    codes = _split_codes([p[0] for p in parts])
-    if codes is None: codes = [0]*len(parts)
-    else: parts = [p[1:] for p in parts]  # the class is the folder below
+    tops = [p[0] for p in parts]
+    codes, other = _split_codes(tops), {*tops}-{''}-{t for t in tops if t.lower() in _SPLIT}
+    if codes is None or other and not {1,2}&{*codes}: codes = [0]*len(parts)  # bus, car and train are classes
+    else:
+        if n := sum(k for k,c in zip(counts, codes) if c<0):
+            where = ', '.join(sorted(other)[:5]) or 'no folder'
+            warnings.warn(f'{n:,} pictures are left out: they are in {where}, beside the folders {", ".join(sorted({*tops}-other-{""}))}.')
+        parts = [p[1:] for p in parts]  # the class is the folder below
     names = [p[0] if p and c>=0 else '' for p,c in zip(parts, codes)]
     classes = sorted(set(names)-{''})
     label = {'':-1, **{c:i for i,c in enumerate(classes)}}

@@ -24,6 +24,10 @@ def _sync_dir(path):
     except OSError: pass
     finally: os.close(fd)
 
+def _names_in(folder):
+    "What a folder holds, but for what file managers leave in it"
+    return {p.name for p in Path(folder).iterdir() if not p.name.startswith('.') and p.name not in ('Thumbs.db','desktop.ini')}
+
 @contextmanager
 def replacing(
     path  # The file to make or replace
@@ -530,6 +534,11 @@ class LatentStore:
 
     @property
     def splits(self): return list(self.index['counts'])
+    @property
+    def codec_path(self):
+        "What to load the autoencoder by: its name. A folder is looked for from here, and then from each of the folders that the store is in"
+        if self.codec=='tiny' or Path(self.codec).exists(): return self.codec
+        return next((str(p/self.codec) for p in self.path.resolve().parents if (p/self.codec).is_dir()), self.codec)
 
     def check_codec(self,
         codec  # A `LatentCodec`

@@ -9,7 +9,7 @@ __all__ = ['PictureSquares', 'PictureDL', 'picture_dls', 'KLAutoencoder', 'VQAut
            'vae_learner', 'evaluate_codec', 'codec_report', 'show_codec']
 
 # %% ../nbs/15_vae_training.ipynb #12ea4e2e
-import math
+import math, warnings
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from functools import partial
@@ -53,7 +53,7 @@ class PictureSquares:
         n:int=None          # Only so many of them, evenly spread; all if not given
     ):
         if not 0<min_scale<=1: raise ValueError(f'min_scale={min_scale} was given; it has to be above 0, up to 1.')
-        self.sources, self.size, self.min_scale, self.least, self.kept = sources, size, min_scale, math.ceil(size/min_scale), None
+        self.sources, self.size, self.min_scale, self.least, self.kept, self.bad = sources, size, min_scale, math.ceil(size/min_scale), None, set()
         self.rows = [(s,i) for s,ps in enumerate(sources) for i in range(len(ps))]
         if n is not None and n<len(self.rows): self.rows = [self.rows[i] for i in np.linspace(0, len(self.rows)-1, n).round().astype(int)]
         self.groups = [g for g in (np.flatnonzero([s==k for s,_ in self.rows]) for k in range(len(sources))) if len(g)]
@@ -69,20 +69,24 @@ class PictureSquares:
         for s,i in (self.rows[k] for k in pick):
             try:
                 with Image.open(self.sources[s].open(i)) as im: total += 3*math.prod(im.size)*min(1, self.least/min(im.size))**2
-            except Exception as e: raise self._unreadable(s, i, e) from None
-        return total/max(1, len(pick))*len(self)
-    def _unreadable(self, s, i, e):
-        return ValueError(f'The picture {self.sources[s].keys[i]} could not be read ({type(e).__name__}: {e}): take it away.')
+            except Exception as e: self._left_out(s, i, e)
+        return total/max(1, len(pick)-len(self.bad))*len(self)
+    def _left_out(self, s, i, e):
+        if isinstance(e, MemoryError): raise e
+        if (s,i) not in self.bad: warnings.warn(f'The picture {self.sources[s].keys[i]} could not be read ({type(e).__name__}: {e}): the next one takes its place.')
+        self.bad.add((s,i))
     def _decode(self, k):
-        s,i = self.rows[k]
-        try: return _whole_picture(self.sources[s].open(i), self.least)
-        except Exception as e: raise self._unreadable(s, i, e) from None
+        for j in range(min(10, len(self))):
+            s,i = self.rows[(k+j)%len(self)]
+            try: return _whole_picture(self.sources[s].open(i), self.least)
+            except Exception as e: self._left_out(s, i, e); why = e
+        raise ValueError(f'{j+1} pictures in a row could not be read, the last of them {self.sources[s].keys[i]} ({type(why).__name__}: {why}): is the disk still there?')
 
     def square(self,
         k:int,    # Which picture
         seed=None # What decides place, scale and mirroring: whole numbers; None for the middle, as large as can be
     ) -> np.ndarray: # uint8 [size,size,3]
-        "A square of a picture; raises `ValueError` if it can't be read"
+        "A square of a picture, or of the next one if it can't be read; raises `ValueError` after ten such"
         im = self._decode(k) if self.kept is None else Image.fromarray(self.kept[k])
         w,h = im.size; short = min(w,h); side, x, y, mirror = short, (w-short)/2, (h-short)/2, False
         if seed is not None:
@@ -580,6 +584,7 @@ def vae_learner(
 ) -> VAELearner:
     "A `Learner` that trains an autoencoder (Esser et al. 2021, Rombach et al. 2022); raises `ValueError` for what doesn't belong together"
     if size not in _SIZES: raise ValueError(f"There is no size {size!r}: give 'tiny', or None for LDM's.")
+    if precision==torch.float16: raise ValueError("float16 is too coarse for the PatchGAN's and the adaptive weight's gradients: give precision='auto', torch.bfloat16 or None.")
     given = dict(channels=channels, layers=layers, attention=attention, codebook=codebook, kl_weight=kl_weight, restart=restart,
                  disc_start=disc_start, disc_channels=disc_channels)
     o = {k: _SIZES[size][k] if v is None else v for k,v in given.items()}

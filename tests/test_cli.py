@@ -235,6 +235,28 @@ def test_figures_for_scripts(work):
     assert json.loads(latentfast('info', work/'store', '--json').stdout)['counts']=={'train': 180, 'valid': 20}
     assert json.loads(latentfast('verify', work/'store', '--json').stdout)['problems']==[]
 
+def test_what_a_file_manager_leaves_is_no_content(work, model, tmp_path):
+    for folder in ('c', 'pngs'): (tmp_path/folder).mkdir(); (tmp_path/folder/'.DS_Store').touch(); (tmp_path/folder/'Thumbs.db').touch()
+    from latentfast.cli import _claim
+    assert not _claim(tmp_path/'c', 'train', {})
+    latentfast('sample', model, tmp_path/'pngs', '-n', 2, '--steps', 1); latentfast('sample', model, tmp_path/'pngs', '-n', 2, '--steps', 1)
+
+def test_memory_that_runs_out_costs_one_line(monkeypatch, capsys):
+    import torch
+    from latentfast import cli
+    def func(a): raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')
+    monkeypatch.setitem(cli.COMMANDS, 'info', (func, *cli.COMMANDS['info'][1:]))
+    assert cli.main(['info', 'x'])==2 and 'smaller --batch-size' in (said := capsys.readouterr().err) and said.count('\n')==1
+
+def test_the_folder_of_an_autoencoder_is_found_from_elsewhere(work, tmp_path, codec_folder, monkeypatch):
+    import shutil
+    from latentfast.data import latent_dls
+    shutil.copytree(codec_folder, tmp_path/'runs'/'vae'); monkeypatch.chdir(tmp_path)
+    latentfast('encode', work/'scenes', 'out/store', '--size', 32, '--codec', 'runs/vae')
+    monkeypatch.chdir(work)
+    dls = latent_dls(tmp_path/'out'/'store', bs=16)
+    assert dls.store.codec=='runs/vae' and dls.codec.fingerprint==dls.store.fingerprint
+
 def test_a_small_store_gets_more_epochs_unless_asked(work):
     from latentfast.cli import _fill_epochs, parser
     from latentfast.store import LatentStore

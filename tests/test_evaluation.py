@@ -264,6 +264,15 @@ def test_the_real_pictures_that_are_looked_at_are_of_all_classes(codec, tmp_path
     score = evaluate(rand(40, *store.latent_shape), store, n=40, n_pictures=20, features=on_pictures(), against='train', pictures=tmp_path/'src')
     assert .2 < score['real_pictures']['brightness'] < .8
 
+def test_a_learner_that_was_loaded_has_no_curves(store, tmp_path):
+    learn = diffusion_learner(latent_dls(store, bs=16, seed=0), size='tiny', seed=0)
+    assert len(compare([learn], store, tmp_path/'report.html', features=conv(), steps=2, progress=False, **FAST))==1 and (tmp_path/'report.html').exists()
+
+def test_a_name_that_is_no_folder_is_asked_of_the_hub(store, monkeypatch):
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    with pytest.raises(FileNotFoundError, match='user/model: it is neither a folder here, nor could it be had from the hub'):
+        evaluate('user/model', store, features=conv(), **FAST)
+
 def test_what_cannot_be_evaluated(store, tmp_path):
     z = rand(8, *store.latent_shape)
     for says,args,kw in (('this is a int', (3, store), {}), ('no folder', (tmp_path/'nowhere', store), dict(features=on_pictures())), ('at least 4', (z, store), dict(n=3)),

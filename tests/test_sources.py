@@ -21,11 +21,16 @@ def noise(n=60, seed=0): return Image.fromarray(np.random.default_rng(seed).inte
 # Which pictures ------------------------------------------------------------------------------------------------------------------------
 
 def test_layouts(tmp_path):
-    assert touch(tmp_path/'a', 'Train/b/1.JPG', 'validation/b/2.png', 'val/c/3.png', 'test/4.png', 'other/5.png', '6.png')==[
-        ('Train/b/1.JPG',0,'train'), ('test/4.png',-1,'test'), ('val/c/3.png',1,'valid'), ('validation/b/2.png',0,'valid')]
+    with pytest.warns(UserWarning, match='2 pictures are left out: they are in other, beside the folders Train, test, val, validation'):
+        assert touch(tmp_path/'a', 'Train/b/1.JPG', 'validation/b/2.png', 'val/c/3.png', 'test/4.png', 'other/5.png', '6.png')==[
+            ('Train/b/1.JPG',0,'train'), ('test/4.png',-1,'test'), ('val/c/3.png',1,'valid'), ('validation/b/2.png',0,'valid')]
     assert {s for _,_,s in touch(tmp_path/'b', *(f'train/x/{i}.png' for i in range(20)), valid_pct=.5)}=={'train','valid'}
     assert find_pictures(tmp_path/'b', 0).splits[0]=='train' and find_pictures(tmp_path/'a').classes==['b','c']
     assert [r[1] for r in touch(tmp_path/'d', 'test/1.png', 'valid/2.png')]==[0,1]                    # without train/ these are classes
+    touch(tmp_path/'g', 'bus/1.png', 'car/2.png', 'train/3.png', '4.png', valid_pct=0)
+    assert find_pictures(tmp_path/'g', 0).classes==['bus','car','train'] and len(find_pictures(tmp_path/'g', 0))==4  # a train is a class, too
+    with pytest.warns(UserWarning, match='3 pictures of .* are left out, since they end in .dng, .heic'):
+        assert len(touch(tmp_path/'h', '1.jpg', '2.HEIC', '3.heic', 'x/4.dng'))==1
     assert len(touch(tmp_path/'e', '.x.png', '._1.jpg', '__MACOSX/2.png', 'Thumbs.db', 'k/l/m.webp'))==1
     assert touch(tmp_path/'f', 'train/a.b/1.x.png', valid_pct=0)==[('train/a.b/1.x.png',0,'train')]
 

@@ -109,6 +109,12 @@ def test_a_classifier_in_two_processes_goes_on_without_a_seed(tmp_path):
 
 # ---- wrong numbers, few pictures
 
+def test_what_draws_its_squares_trains_in_one_process(tmp_path):
+    from latentfast.callbacks import LatentDistributedDL
+    from latentfast.vae_training import picture_dls
+    dl = LatentDistributedDL(picture_dls(make_pictures(tmp_path/'pictures', 40), 16, bs=4, num_workers=0).train, rank=0, world_size=2, device='cpu')
+    with pytest.raises(ValueError, match='PictureDL cannot be shared out'): dl.get_idxs()
+
 def test_few_pictures_and_zeros(tmp_path):
     from latentfast.data import latent_dls
     from latentfast.training import SampleProgress, diffusion_learner
