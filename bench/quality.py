@@ -11,8 +11,8 @@ has the schedule flow, the others cosine. --weighting is for all but course: min
   brief      pooled, of a small classifier of one epoch  noised    pooled, of a classifier trained on lightly noised latents
   layers     the classifier's maps, channel-normalised   ensemble  the same under random transforms (E-LatentLPIPS)
   decoder    the autoencoder's decoder's maps (LPL)      self      an MSE-trained U-Net's middle (self-perceptual)
-  align      the U-Net's middle against the classifier's last map (REPA)
-  bundled    align, with the bundled classifier of Tiny ImageNet's photos
+  align      the U-Net's middle and second level against the classifier's last and first map (REPA), above an SNR of .2: the default
+  middle     the middle alone, at every SNR                bundled   middle, with the bundled classifier of Tiny ImageNet's photos
 cifar10_8x8 (FID, KID): each arm against mse_only, on the features of a pixel classifier that no loss knows, of decoded samples and decoded
   held-out latents; and on the latent classifier's own. An arm with @OBJECTIVE is compared with mse@OBJECTIVE, and that with mse. Training
   time is the same: each loss's step is timed once, in turns with mse's (processor time where there is one thread, or the clock's), and it gets the
@@ -35,7 +35,7 @@ from latentfast.all import *
 from latentfast.store import replacing
 from compare import show
 
-WEIGHTS = dict(mse=0., course=0., pooled=1., brief=1., noised=1., layers=.5, ensemble=.5, decoder=.1, self=.1, align=.5, bundled=.5)
+WEIGHTS = dict(mse=0., course=0., pooled=1., brief=1., noised=1., layers=.5, ensemble=.5, decoder=.1, self=.1, align=.5, middle=.5, bundled=.5)
 LR, BS, SIZE, STEPS = 2e-3, 64, 'tiny', 50
 
 class Noised(Callback):
@@ -114,7 +114,8 @@ class Bench:
         if name=='ensemble': return PerceptualLoss(self.classifier(), [-3,-2,-1], augment=latent_ensemble, **kw)
         if name=='decoder': return PerceptualLoss(DecoderFeatures(LatentCodec.from_pretrained('tiny'), self.store.normalizer), [0,1], norm='target', **kw)
         if name=='self': return PerceptualLoss(UNetFeatures(self.train('mse', 999).ema_model), [0], norm='mse', **kw)
-        return Alignment(self.classifier() if name=='align' else LatentClassifier.from_pretrained('tiny-imagenet'), **kw)
+        if name=='align': return alignments(self.classifier(), **kw)
+        return Alignment(self.classifier() if name=='middle' else LatentClassifier.from_pretrained('tiny-imagenet'), **kw)
 
     def learner(self, arm, seed):
         objective = parse(arm)[1]

@@ -274,11 +274,11 @@ def _share(texts, n): return [texts[i*len(texts)//n] for i in range(n)]  # n pic
 def _loss(a):
     "The loss on features that is asked for, or None"
     from latentfast.classifier import LatentClassifier
-    from latentfast.feature_nets import Alignment
+    from latentfast.feature_nets import alignments
     from latentfast.perceptual import PerceptualLoss
     if not a.perceptual: return None
     net, kw = LatentClassifier.from_pretrained(a.perceptual), {} if a.weight is None else dict(weight=a.weight)
-    return Alignment(net, **kw) if a.loss=='alignment' else PerceptualLoss(net, dict(pooled='pool', layers=[-3,-2,-1])[a.loss], **kw)
+    return alignments(net, **kw) if a.loss=='alignment' else PerceptualLoss(net, dict(pooled='pool', layers=[-3,-2,-1])[a.loss], **kw)
 
 # %% ../nbs/17_cli.ipynb #af89090c
 @command(f'Train a diffusion model on the latents of a store. {GOES_ON}', STORE, arg('out', help='folder for the model'),
@@ -291,7 +291,7 @@ def _loss(a):
     arg('--weighting', choices=['min_snr','p2','none'], default='min_snr', help="what a noise level's error counts: min_snr, p2, or none for the same at each"),
     arg('--perceptual', metavar='CLF', help='classifier for a loss on features beside the MSE: a folder made by train-classifier, or '
         'tiny-imagenet, which is bundled, for latents of tiny'),
-    arg('--loss', choices=['alignment','pooled','layers'], default='alignment', help="with --perceptual: alignment of the U-Net's middle with the classifier's last map; "
+    arg('--loss', choices=['alignment','pooled','layers'], default='alignment', help="with --perceptual: alignment of the U-Net's middle and second level with the classifier's last and first map; "
         'pooled activations of what is predicted and what is true; layers, its last three maps instead'),
     arg('--weight', type=float, help='weight of the loss on features; .5 for alignment and .1 for the others, if not given'),
     arg('--cond', metavar='WHAT', help="what the model is told: 'class', 'text' (the captions), or the folder of a second store with pictures of the "

@@ -17,7 +17,7 @@ from .encode import encode
 from .sources import find_pictures, load_picture
 from .store import _names_in
 from .evaluation import evaluate, features, nearest
-from .feature_nets import Alignment
+from .feature_nets import alignments
 import latentfast.pipeline  # learn.export_pipeline
 from .report import figure_html, picture_html, report_html, table_html
 from .scenes import make_scenes
@@ -92,7 +92,7 @@ def demo(
             for i,name in enumerate(('classifier','judge')): nets[name] = _classifier(store, out/name, plan['classifier_epochs'], seed+i, progress, f'train the {name}')
         say(f'The classifier names {nets["classifier"][1]:.1%} of the held-out pictures rightly.')
     runs = {}
-    if labelled: runs['MSE + alignment'] = (out/'model', Alignment(nets['classifier'][0], weight=weight))
+    if labelled: runs['MSE + alignment'] = (out/'model', alignments(nets['classifier'][0], weight=weight))
     if compare or not labelled: runs['MSE'] = (out/('model-mse' if labelled else 'model'), None)
     learners, scores, pictures = {}, {}, {}
     for name,(folder,loss) in runs.items():

@@ -640,7 +640,7 @@ def show_nearest(
     "Draw samples over the nearest training pictures, with their distance by a held-out picture's typical one: a copy is near 0. Raises ValueError"
     if not 1<=k<=len(store.train): raise ValueError(f'show_nearest: k={k} was given; give 1 to {len(store.train)}, the training pictures.')
     codec = _codec(store, codec, model)
-    _,samples = _samples(model, store, seed, n, lambda z: codec.decode(store.normalizer.denormalize(z)), n, **sampling)
+    _,samples = _samples(model, store, seed, n, lambda z: codec.decode(store.normalizer.denormalize(z)), n, 'valid', **sampling)
     z,_ = next(samples(n))
     if z is None: raise ValueError('show_nearest wants samples as latents: give a pipeline, a learner or a tensor.')
     x, apart = _near(z, store, feature_net(features), k, codec)

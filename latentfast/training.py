@@ -27,7 +27,7 @@ from .callbacks import AutocastLearner, AutoPrecision, EpochSeed, LateNumber, fu
 from .classifier import LatentClassifier
 from .conditioning import ConditionDropout, TextCondition, describe, no_condition
 from .data import LatentDL, NormalizeLatents
-from .feature_nets import Alignment
+from .feature_nets import Alignment, alignments
 from .perceptual import PerceptualLoss
 from .sampling import sample
 from .store import LatentDataset
@@ -399,7 +399,7 @@ def diffusion_learner(
     model=None,               # A network (xt, timestep) -> answer, such as `LatentUNet` or diffusers' `UNet2DModel`; a `LatentUNet` of `size` if not given
     objective:str='v',        # What the network answers, one of `OBJECTIVES`: 'v' (safe at every noise level), 'eps' (the course's), 'x0', 'flow', 'karras'
     schedule:str='cosine',    # Noise schedule, one of `SCHEDULES`: 'cosine' (the course's), 'linear', 'scaled_linear', 'flow', ...
-    perceptual=None,          # Beside the MSE: a latent classifier, its folder or 'tiny-imagenet' (bundled), all for `Alignment` with it; a `PerceptualLoss`, an `Alignment`, or a list
+    perceptual=None,          # Beside the MSE: a latent classifier, its folder or 'tiny-imagenet' (bundled), all for `alignments` with it; a `PerceptualLoss`, an `Alignment`, or a list
     size:str='small',         # Size of the `LatentUNet`: 'tiny', 'small', 'base' or 'course'
     ema=.999,                 # Moving average of the weights: its decay; 'power' for a power function of width .1; None or 0 for none
     precision='auto',         # Number format: 'auto' picks the device's fastest that is safe; None for float32
@@ -427,7 +427,8 @@ def diffusion_learner(
     if ema: added.append(EMA(width=.1) if ema=='power' else EMA(ema))
     if seed is not None: added.append(EpochSeed(seed))
     nets = [LatentClassifier.from_pretrained(l) if isinstance(l, (str,Path)) else l for l in listify(perceptual)]
-    if losses := [l if isinstance(l, (PerceptualLoss,Alignment)) else Alignment(l) for l in nets]:
+    usual = alignments if isinstance(model, LatentUNet) and len(model.downs)>1 else lambda net: [Alignment(net)]
+    if losses := [o for l in nets for o in ([l] if isinstance(l, (PerceptualLoss,Alignment)) else usual(l))]:
         for l in losses:
             if getattr(getattr(l.net, 'config', None), 'fingerprint', None): l.net.adapt_to(dls.store)
         added.append(Perceptual(losses)); metrics = [PerceptualTerm(added[-1], n) for n in added[-1].names]
