@@ -431,7 +431,7 @@ def test_a_folder_is_scored_by_a_fair_choice(store, tmp_path):
     src = make_pictures(tmp_path/'sampled', 60)
     from latentfast.evaluation import _look, _samples
     from latentfast.sources import find_pictures
-    have, batches = _samples(src, store, 0, 8, None, None)
+    have, batches = _samples(src, store, 0, 8, None, None, 'valid')
     seen = [x for _,pictures in batches(16) for x in pictures()]
     first = _look(find_pictures(src, valid_pct=0), range(16), store)
     assert have==60 and len(seen)==16 and not all(torch.equal(a, b) for a,b in zip(seen, first))
