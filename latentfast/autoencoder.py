@@ -64,11 +64,12 @@ def show_images(
     a = to_uint8(x) if isinstance(x, Tensor) else np.asarray(x)
     ncol = ncol or min(len(a), 8)
     nrow = -(-len(a)//ncol)
-    fig, axs = plt.subplots(nrow, ncol, figsize=(ncol*size, nrow*size*(1.15 if titles else 1)), squeeze=False)
+    lines = max(str(t).count('\n')+1 for t in titles) if titles else 0
+    fig, axs = plt.subplots(nrow, ncol, figsize=(ncol*size, nrow*(size+.13*lines+.08*bool(lines))), squeeze=False)
     for ax in axs.flat: ax.axis('off')
     for i,(p,ax) in enumerate(zip(a, axs.flat)):
         ax.imshow(p)
-        if titles: ax.set_title(titles[i], fontsize=8)
+        if titles: ax.set_title(titles[i], fontsize=8, pad=3)
     fig.tight_layout(pad=.2)
 
 # %% ../nbs/01_autoencoder.ipynb #0d160c39

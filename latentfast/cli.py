@@ -42,7 +42,7 @@ CYCLE = 'largest learning rate of the one-cycle schedule'
     arg('--size', type=int, default=64, help='height and width of the pictures in pixels'),
     arg('--data', help='a folder of your own pictures instead of rendered scenes'),
     arg('--compare', action='store_true', help='also train a twin with MSE alone'),
-    arg('--weight', type=float, default=.5, help="weight of the alignment with the classifier"),
+    arg('--weight', type=float, default=.5, help="weight of the alignment of the U-Net's middle with the classifier; the second level's is three fifths of it"),
     arg('--unet', default='tiny', help='size of the U-Net: tiny, small, base or course'), SEED)
 def _demo(a):
     from latentfast.demo import demo
@@ -241,7 +241,7 @@ def _verify(a):
     if not a.json: print(f'{a.store}: all shards are whole'+(' (sizes and headers only)' if a.quick else ', every checksum fits'))
 
 # %% ../nbs/17_cli.ipynb #0f360f8e
-@command(f'Train a classifier on the latents of a store, for the perceptual loss and for judging. {GOES_ON}',
+@command(f'Train a classifier on the latents of a store, for the loss on features and for judging. {GOES_ON}',
     arg('store', help='a store with classes'), arg('out', help='folder for the classifier'),
     arg('--epochs', type=int, help='times through the training pictures; if not given 10, or more for a small store: 1,000 steps'),
     arg('--batch-size', type=int, default=64, help='latents in a batch'),
@@ -301,24 +301,25 @@ def _loss(a):
         'each time in OUT/progress/strip.png'),
     arg('--guidance-scale', type=float, default=3., help='with --cond: how strongly the samples follow it'),
     arg('--ema', type=float, default=.999, help="decay of the weights' moving average"),
+    arg('--keep-weak', action='store_true', help='also keep the average of a fifth of the training, for sample --weak'),
     arg('--sample-every', type=int, help='epochs between pictures in OUT/progress; a fifth of all if not given'), SEED)
 def _train(a):
     from latentfast.data import latent_dls
     from latentfast.store import LatentStore
-    from latentfast.training import SampleProgress, diffusion_learner
+    from latentfast.training import KeepWeak, SampleProgress, diffusion_learner
     import latentfast.pipeline
     store, out = LatentStore(a.store), Path(a.out)
     _fill_epochs(a, store, 20, 3000)
     if a.prompts and a.cond not in ('class','text'): raise ValueError('--prompts wants --cond class or --cond text, for a model that can be asked.')
     asked = _prompts(a.prompts) if a.prompts else store.classes if a.cond=='class' else None
     loss = _loss(a)
-    settings = _settings(a, 'epochs batch_size lr size objective schedule weighting perceptual loss weight ema seed' + ' cond cond_drop'*bool(a.cond),
+    settings = _settings(a, 'epochs batch_size lr size objective schedule weighting perceptual loss weight ema seed' + ' cond cond_drop'*bool(a.cond) + ' keep_weak'*a.keep_weak,
                          fingerprint=store.fingerprint, rows=store.index['counts'])
     learn = diffusion_learner(latent_dls(store, bs=a.batch_size, seed=a.seed, index=True, cond=a.cond), perceptual=loss,
         weighting=None if a.weighting=='none' else a.weighting, **_settings(a, 'size objective schedule ema seed cond_drop'))
     progress = SampleProgress(every=-(-a.epochs//5) if a.sample_every is None else a.sample_every, n=8, seed=a.seed, folder=out/'progress', cond=asked and asked[:None if a.prompts else 8],
                               guidance_scale=a.guidance_scale)
-    results = _fit(a, learn, settings, a.lr, [progress])
+    results = _fit(a, learn, settings, a.lr, [progress, *[KeepWeak()][:a.keep_weak]])
     if results is None: return
     ask = dict(cond=_share(asked, 64), guidance_scale=a.guidance_scale) if asked else {}
     learn.export_pipeline(out, samples=learn.sample(64, seed=a.seed, **ask))
@@ -363,7 +364,8 @@ def _opened(path):
     arg('--negative-prompt', metavar='TEXT', help='what to move away from; wants a guidance scale above 1'),
     arg('--cond-image', metavar='PICTURE', help='the picture that tells a model what to make that was trained with a second store'),
     arg('--classifier', metavar='CLF', help='a classifier made by train-classifier, to steer a model that was trained without classes to --class'),
-    arg('--weak', metavar='MODEL', help='a weaker model of the same latents, such as one trained for a tenth of the time: away from what it would draw'),
+    arg('--weak', metavar='MODEL', nargs='?', const=True, help='away from what a weaker model would draw: alone, from the one that train --keep-weak kept, or give a model '
+        'of the same latents, such as one trained for a tenth of the time'),
     arg('--guidance-scale', type=float, help='how strongly to follow the class, prompt, picture or classifier, or to go away from --weak; if not given 3 '
         'with one of the former, 1.5 with --weak, else 1 for not at all'),
     arg('--start', type=int, default=0, help='number of the first picture: each has a seed of its own, so that machines can share a job'),
@@ -427,14 +429,16 @@ def _sample(a):
     arg('--pictures', metavar='SRC', help='the original pictures, what the store was encoded from'),
     arg('-n', type=int, default=1000, help='samples of each model'),
     arg('--steps', type=int, help="steps of a sample; sample's if not given"), BATCH,
-    arg('--guidance-scale', type=float, default=1., help='for models that were trained with classes or captions, which are asked for those of random '
-        'real pictures: how strongly to follow them'),
+    arg('--guidance-scale', type=float, help='for models that were trained with classes or captions, which are asked for those of random '
+        'real pictures: how strongly to follow them, 1 if not given; with --weak, how far to go away, 1.5 if not given'),
+    arg('--weak', action='store_true', help='away from the weaker model that train --keep-weak kept in each'),
     arg('--names', nargs='+', help='a name each; models of one name are runs with other training seeds'),
     arg('--out', metavar='HTML', help='also write a page of tables and pictures'), JSON, SEED)
 def _evaluate(a):
     from latentfast.evaluation import score_text
     from latentfast.report import compare
-    scores = compare(a.model, a.store, a.out, **_settings(a, 'names features n against pictures seed steps batch_size guidance_scale'))
+    scale = a.guidance_scale if a.guidance_scale is not None else 1.5 if a.weak else 1.
+    scores = compare(a.model, a.store, a.out, guidance_scale=scale, **dict(weak=True) if a.weak else {}, **_settings(a, 'names features n against pictures seed steps batch_size'))
     if a.json: return print(json.dumps(scores if len(scores)>1 else scores[0]))
     print('\n\n'.join(f'{s["name"]}\n{score_text(s)}' for s in scores))
     if a.out: print(f'\npictures and tables: {a.out}')

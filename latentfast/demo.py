@@ -73,7 +73,7 @@ def demo(
     data=None,             # A folder of your own pictures instead of rendered scenes
     compare:bool=False,    # Also train a twin with MSE alone, same seed and steps
     seed:int=0,            # Same seed, same pictures
-    weight:float=.5,       # Weight of the `Alignment` with the classifier
+    weight:float=.5,       # Weight of the middle's `Alignment` with the classifier; the second level's is three fifths of it
     unet:str='tiny',       # Size of the U-Net: 'tiny', 'small', 'base' or 'course'
     progress:bool=True     # Show progress bars
 ) -> Path:                 # report.html

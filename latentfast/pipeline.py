@@ -78,9 +78,9 @@ def _read_index(folder, name):
         raise ValueError(f'{folder} holds Python code ({", ".join(code[:3])}), which diffusers might run. A saved model has none: delete it.')
     theirs = index.get('_class_name') if isinstance(index, dict) else None
     if theirs!=name: raise ValueError(f'{folder} is a {theirs}, not a {name}: open it with diffusers.DiffusionPipeline.')
-    for part in 'unet','vae','scheduler':
+    for part in 'unet','vae','scheduler',*['weak_unet'][:any(index.get('weak_unet') or ())]:
         what = index.get(part)
-        ours = part=='unet' and what==['latentfast.unet','LatentUNet']
+        ours = part in ('unet','weak_unet') and what==['latentfast.unet','LatentUNet']
         if not ours and not (isinstance(what, list) and len(what)==2 and what[0]=='diffusers'):
             raise ValueError(f"{path} names {what} as its {part}: only diffusers' classes and latentfast's LatentUNet are loaded.")
 
@@ -103,6 +103,7 @@ class _BothTold(Autoguided):
 # %% ../nbs/12_pipeline.ipynb #d318c1e8
 class LatentDiffusionPipeline(DiffusionPipeline):
     "U-Net, autoencoder, schedule and normaliser of a latent diffusion model, as a diffusers pipeline"
+    _optional_components = ['weak_unet']
     def __init__(self,
         unet,                       # `LatentUNet`, or another network with diffusers' `ModelMixin`
         vae,                        # A diffusers autoencoder
@@ -117,10 +118,11 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         preview:list=None,          # Matrix and bias of `fit_preview`, as lists
         facts:dict=None,            # Plain facts of the training, for the model card
         prompt_encoder:dict=None,   # Which `TextEncoder` read the captions: name, layer, length, fingerprint; None if the U-Net has its own, or none
-        cond_picture:dict=None      # The pictures that were the condition: mean and std of their latents' channels, size
+        cond_picture:dict=None,     # The pictures that were the condition: mean and std of their latents' channels, size
+        weak_unet=None              # A weaker `unet`, such as `KeepWeak` keeps: what `weak=True` goes away from
     ):
         super().__init__()
-        self.register_modules(unet=unet, vae=vae, scheduler=scheduler)
+        self.register_modules(unet=unet, vae=vae, scheduler=scheduler, weak_unet=weak_unet)
         c = unet.config.in_channels
         # a dict, because the hub's loader takes a list of words for the name of a component
         if not isinstance(classes, dict): classes = {str(i): name for i,name in enumerate(classes or [])}
@@ -186,10 +188,15 @@ class LatentDiffusionPipeline(DiffusionPipeline):
     def sample_latents(self,
         n:int,         # How many
         size:int=None, # Height and width in pixels; the training pictures' if not given
+        weak=None,     # A weaker model to go away from, by `guidance_scale`; see `__call__`
         **kwargs       # As `latentfast.sampling.sample`
     ):                 # Normalised latents [n,C,h,w]
         "Sample latents; raises `ValueError` for a size that the networks can't make"
-        return sample(self.unet, n, **self._about(size), **kwargs)
+        unet = self.unet
+        if weak is not None:
+            unet = self._autoguided(weak, kwargs.pop('guidance_scale', 1.), kwargs.pop('guidance_rescale', 0.)); kwargs.pop('uncond', None)
+            if kwargs.get('cond') is not None: kwargs['cond'] = (kwargs['cond'],)*2
+        return sample(unet, n, **self._about(size), **kwargs)
 
     def _about(self, size): return dict(shape=self._latent_shape(size), schedule=self.config.schedule, objective=self.objective)
 
@@ -226,6 +233,9 @@ class LatentDiffusionPipeline(DiffusionPipeline):
 
     def _autoguided(self, weak, scale, rescale):
         "The U-Net guided away from a weaker one, checked to be of the same latents"
+        if weak is True:
+            if self.weak_unet is None: raise ValueError('weak=True: this model has no weaker one with it. Train with cbs=KeepWeak(), or give a model.')
+            weak = self.weak_unet
         if isinstance(weak, (str,Path)): weak = LatentDiffusionPipeline.from_pretrained(weak)
         if isinstance(weak, LatentDiffusionPipeline):
             for k in 'codec_fingerprint','latents_mean','latents_std','schedule','objective','classes':
@@ -261,7 +271,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         return_dict:bool=True,       # `ImagePipelineOutput`, or a tuple
         label=None,                  # Class wanted, by name or number: one for all or a list of one a picture
         classifier=None,             # A latent classifier that steers to `label`, for models that were trained without classes
-        weak=None,                   # A weaker model to go away from (autoguidance): its folder or hub id, pipeline or U-Net
+        weak=None,                   # A weaker model to go away from (autoguidance): its folder or hub id, pipeline or U-Net, or True for the one that came with this
         guidance_scale:float=1.,     # How strongly: of the classifier, 3 is a good start; away from `weak`, 1.5; else classifier-free, 1 for none
         prompt=None,                 # Text wanted: one for all or a list of one a picture
         negative_prompt=None,        # Text that guidance moves away from, instead of from nothing
@@ -412,9 +422,10 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         finally:
             logging.set_verbosity(level)
             if shown: logging.enable_progress_bar()
-        if 'unet' not in kwargs: _check_weights(pipe.unet, path/'unet')
+        for part in 'unet','weak_unet':
+            if part not in kwargs and getattr(pipe, part) is not None: _check_weights(getattr(pipe, part), path/part)
         pipe.codec
-        for part in (pipe.unet, pipe.vae) if dtype else (): torch.nn.Module.to(part, dtype)  # only now: rounded weights are not those that the codec is known by
+        for part in filter(None, (pipe.unet, pipe.vae, pipe.weak_unet)) if dtype else (): torch.nn.Module.to(part, dtype)  # only now: rounded weights are not those that the codec is known by
         return pipe
 
 # %% ../nbs/12_pipeline.ipynb #9928b2bd
@@ -445,7 +456,7 @@ def to_pipeline(self:DiffusionLearner,
         codec_fingerprint=codec.fingerprint, classes=list(store.classes),
         preview=[o.tolist() for o in fit_preview(store, codec, n=16)], facts={**self.training_facts(), **(facts or {})},
         prompt_encoder=next(({k: c.about[k] for k in ('name','layer','length','fingerprint')} for c in self.dls.conds if isinstance(c, TextCondition)), None),
-        cond_picture=next((c.about for c in self.dls.conds if isinstance(c, PictureCondition)), None))
+        cond_picture=next((c.about for c in self.dls.conds if isinstance(c, PictureCondition)), None), weak_unet=getattr(self, 'weak_model', None))
 
 @patch
 def export_pipeline(self:DiffusionLearner,
@@ -461,4 +472,4 @@ def export_pipeline(self:DiffusionLearner,
     return folder
 
 # %% ../nbs/12_pipeline.ipynb #27559fc4
-_OURS = {'model_index.json','unet','vae','scheduler','README.md','samples.png','checkpoint.pt','training.json','progress'}
+_OURS = {'model_index.json','unet','weak_unet','vae','scheduler','README.md','samples.png','checkpoint.pt','training.json','progress'}

@@ -176,7 +176,7 @@ def told(work):
     latentfast('encode', work/'scenes', work/'captioned', '--size', 32, '--captions', work/'scenes'/'scenes.jsonl')
     latentfast('encode', work/'scenes', work/'small', '--size', 16)
     once = [*TRAIN, '--epochs', 1, '--sample-every', 1]
-    latentfast('train', work/'store', work/'by-class', '--cond', 'class', *once)
+    latentfast('train', work/'store', work/'by-class', '--cond', 'class', '--keep-weak', *once)
     latentfast('train', work/'captioned', work/'by-text', '--cond', 'text', '--prompts', work/'prompts.txt', *once)
     latentfast('train', work/'store', work/'by-picture', '--cond', work/'small', *once)
     return work
@@ -198,6 +198,13 @@ def test_a_class_is_drawn(told, model):
 def test_a_picture_is_drawn_by_itself_and_away_from_a_weaker_model(told, model):
     assert (drawn(model, '--start', 1, n=1)==drawn(model)[1:]).all()
     assert (drawn(model)!=drawn(model, '--weak', told/'by-class')).any()
+
+def test_a_model_is_guided_by_its_own_early_average(told, model):
+    asked = '--class', 'red cube', '--guidance-scale'
+    assert (drawn(told/'by-class', *asked, 1)!=drawn(told/'by-class', *asked, 2, '--weak')).any()
+    assert 'KeepWeak' in one_line_error('sample', model, told/'x.png', '--weak')
+    plain, away = (json.loads(latentfast('evaluate', told/'by-class', told/'store', '-n', 20, '--steps', 2, '--json', *more).stdout)['fid'] for more in ([], ['--weak']))
+    assert plain!=away
 
 def test_prompts_are_drawn(told):
     assert (told/'by-text'/'progress'/'strip.png').exists()
