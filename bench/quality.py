@@ -12,7 +12,7 @@ has the schedule flow, the others cosine. --weighting is for all but course: min
   layers     the classifier's maps, channel-normalised   ensemble  the same under random transforms (E-LatentLPIPS)
   decoder    the autoencoder's decoder's maps (LPL)      self      an MSE-trained U-Net's middle (self-perceptual)
   align      the U-Net's middle and second level against the classifier's last and first map (REPA), above an SNR of .2: the default
-  middle     the middle alone, at every SNR                bundled   middle, with the bundled classifier of Tiny ImageNet's photos
+  middle     the middle alone, at every SNR                bundled   align, with the bundled classifier of Tiny ImageNet's photos
 cifar10_8x8 (FID, KID): each arm against mse_only, on the features of a pixel classifier that no loss knows, of decoded samples and decoded
   held-out latents; and on the latent classifier's own. An arm with @OBJECTIVE is compared with mse@OBJECTIVE, and that with mse. Training
   time is the same: each loss's step is timed once, in turns with mse's (processor time where there is one thread, or the clock's), and it gets the
@@ -114,8 +114,8 @@ class Bench:
         if name=='ensemble': return PerceptualLoss(self.classifier(), [-3,-2,-1], augment=latent_ensemble, **kw)
         if name=='decoder': return PerceptualLoss(DecoderFeatures(LatentCodec.from_pretrained('tiny'), self.store.normalizer), [0,1], norm='target', **kw)
         if name=='self': return PerceptualLoss(UNetFeatures(self.train('mse', 999).ema_model), [0], norm='mse', **kw)
-        if name=='align': return alignments(self.classifier(), **kw)
-        return Alignment(self.classifier() if name=='middle' else LatentClassifier.from_pretrained('tiny-imagenet'), **kw)
+        if name=='middle': return Alignment(self.classifier(), **kw)
+        return alignments(self.classifier() if name=='align' else LatentClassifier.from_pretrained('tiny-imagenet'), **kw)
 
     def learner(self, arm, seed):
         objective = parse(arm)[1]
