@@ -18,7 +18,7 @@ from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import *
 from fastai.learner import Learner, Recorder, replacing_yield
 from fastai.optimizer import OptimWrapper
-from fastai.torch_core import get_model, num_distrib, rank_distrib, to_float
+from fastai.torch_core import get_model, num_distrib, rank_distrib, to_device, to_float
 from fastcore.basics import listify, patch
 from fastcore.foundation import L
 from fastcore.meta import delegates
@@ -143,6 +143,20 @@ class AutocastLearner(Learner):
     "A fastai `Learner` that leaves its callbacks and the autocast in order however it ends, and trains in several processes on any device"
     validating = False  # True while nothing is trained: `Checkpoint` asks
 
+    def _to(self, dtype):
+        if hasattr(self, 'auto_precision'): self.auto_precision.asked = dtype
+        else: self.add_cb(AutoPrecision(dtype))
+        return self
+    def to_fp16(self, **kwargs):
+        "Train in float16: `AutoPrecision` takes the place of fastai's `MixedPrecision`, and no arguments"
+        return self._to(torch.float16)
+    def to_bf16(self, **kwargs):
+        "Train in bf16"
+        return self._to(torch.bfloat16)
+    def to_fp32(self):
+        "Train in float32"
+        return self._to(None)
+
     @delegates(Learner.fit)
     def fit(self, n_epoch, lr=None, **kwargs):
         "As fastai's"
@@ -246,7 +260,8 @@ class Checkpoint(Callback):
         if diff: raise ValueError(f'{self.path} belongs to a training with other settings ({"; ".join(diff)}). Use the same, or another output folder.')
         s, rec = self.state, self.recorder
         self.start = s['epoch'] + (not s['batch'])
-        get_model(self.model).load_state_dict(s['model']); self.opt.load_state_dict(s['opt'])
+        get_model(self.model).load_state_dict(s['model'])
+        self.opt.load_state_dict(s['opt'] if hasattr(self.opt, 'opt') else to_device(s['opt'], next(self.model.parameters()).device))  # torch's move what they load, fastai's don't
         for cb in self.cbs:
             if cb.name in s['cbs']: cb.load_state_dict(s['cbs'][cb.name])
         rec.losses, rec.lrs, self.learn.train_iter = list(s['losses']), list(s['lrs']), s['train_iter']

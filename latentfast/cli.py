@@ -343,7 +343,7 @@ def _opened(path):
     try:
         with Image.open(path) as im: return _rgb(ImageOps.exif_transpose(im))
     except FileNotFoundError: raise FileNotFoundError(f'There is no picture {path}.') from None
-    except OSError as e: raise ValueError(f'{path} is no picture that can be read ({e}).') from None
+    except (OSError, Image.DecompressionBombError) as e: raise ValueError(f'{path} is no picture that can be read ({e}).') from None
 
 @command('Sample pictures from a model.',
     arg('model', help='a model made by train'), arg('out', help='a picture file for a grid, or a folder for single pictures'),

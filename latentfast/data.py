@@ -13,7 +13,7 @@ from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import CategoryMap
 from fastai.torch_core import apply, default_device
 from fastcore.basics import chunked
-from fasttransform import ItemTransform
+from fasttransform import ItemTransform, Transform
 from torch import Tensor
 from .autoencoder import LatentCodec, send, show_images
 from .conditioning import conditions
@@ -118,10 +118,15 @@ LatentDL.classes = property(lambda self: self.dataset.store.classes)
 LatentDL.vocab = property(lambda self: self.owner.vocab)
 
 # %% ../nbs/04_data.ipynb #fc9a4781
+class _OnBatch(ItemTransform):
+    "A function of the whole batch; as a plain `Transform` it would be called with each part alone"
+    def __init__(self, f): super().__init__(); self.f = f
+    def encodes(self, b): return self.f(b)
+
 def latent_dls(
     store,              # A `LatentStore` or its folder
     bs:int=64,          # Latents in a batch
-    augment=None,       # Batch transforms after normalising, for training only: a callable on (z, y), or a list of them
+    augment=None,       # Batch transforms after normalising, for training only: a function from the batch (z, y, ...) to one, a `Transform`, or a list of them
     valid_bs:int=None,  # Batch size for validation; twice `bs` if not given
     num_workers:int=0,  # Processes that gather batches
     device=None,        # Where batches go; fastai's default device if not given
@@ -143,6 +148,7 @@ def latent_dls(
     conds, norm = [], NormalizeLatents(store.normalizer)
     if cond is not None: conds = conditions(store, cond)
     augs = list(augment) if isinstance(augment, (list,tuple)) else [augment] if augment else []
+    augs = [o if isinstance(o, Transform) else _OnBatch(o) for o in augs]
     tdl = LatentDL(train, bs=min(bs, len(train)), shuffle=True, drop_last=True, num_workers=num_workers, after_batch=[norm, *augs], conds=conds)
     vdl = LatentDL(valid, bs=valid_bs or 2*bs, num_workers=num_workers, after_batch=[norm], conds=conds)
     if seed is not None: tdl.rng = random.Random(seed)

@@ -38,7 +38,7 @@ class ClassifierGuided(nn.Module):
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             x0 = to_x0(predict(self.model, x, timestep, own), x, ab, self.objective)
-            logp = self.classifier(x0).log_softmax(1)
+            logp = self.classifier(x0.to(next(self.classifier.parameters(), x0).dtype)).float().log_softmax(1)
             if cond.min()<0 or cond.max()>=logp.shape[1]:
                 bad = cond[(cond<0)|(cond>=logp.shape[1])][0].item()
                 raise ValueError(f'class {bad}: this classifier has classes 0 to {logp.shape[1]-1}.')

@@ -7,11 +7,13 @@ __all__ = ['model_card', 'LatentDiffusionPipeline']
 
 # %% ../nbs/12_pipeline.ipynb #47d9f9cf
 import inspect, json, tempfile, warnings
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils import logging
+from fastai.torch_core import get_model
 from fastcore.basics import patch
 from PIL import Image, ImageOps
 from .autoencoder import LatentCodec, _fingerprint, grid_image, to_tensor, to_uint8
@@ -372,6 +374,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         if want and _fingerprint(self.vae)!=want:
             raise ValueError('The autoencoder was rounded or changed since it was loaded, and what is saved would be refused: load the model anew to save it.')
         hub = {k: kwargs.pop(k) for k in ('private','token','commit_message','create_pr') if k in kwargs}
+        (folder/'model_index.json').unlink(missing_ok=True)  # written last: what a killed process leaves is no model
         super().save_pretrained(str(folder), **kwargs)
         if isinstance(samples, int) and samples: samples = self.decode(self.sample_latents(samples, seed=0, progress=False))
         if isinstance(samples, torch.Tensor): samples = grid_image(samples)
@@ -450,13 +453,15 @@ def to_pipeline(self:DiffusionLearner,
 ) -> LatentDiffusionPipeline:
     "The EMA weights, codec, schedule and normaliser of a learner as a pipeline"
     noising, store, codec = self.noising, self.dls.store, self.dls.codec
-    return LatentDiffusionPipeline(self.ema_model, codec.model, diffusers_scheduler(noising.schedule, noising.objective),
+    pipe = LatentDiffusionPipeline(deepcopy(get_model(self.ema_model)), deepcopy(codec.model), diffusers_scheduler(noising.schedule, noising.objective),
         latents_mean=[float(m) for m in store.normalizer.mean], latents_std=[float(s) for s in store.normalizer.std],
         latent_shape=list(store.latent_shape), schedule=noising.schedule, objective=noising.objective,
         codec_fingerprint=codec.fingerprint, classes=list(store.classes),
         preview=[o.tolist() for o in fit_preview(store, codec, n=16)], facts={**self.training_facts(), **(facts or {})},
         prompt_encoder=next(({k: c.about[k] for k in ('name','layer','length','fingerprint')} for c in self.dls.conds if isinstance(c, TextCondition)), None),
-        cond_picture=next((c.about for c in self.dls.conds if isinstance(c, PictureCondition)), None), weak_unet=getattr(self, 'weak_model', None))
+        cond_picture=next((c.about for c in self.dls.conds if isinstance(c, PictureCondition)), None), weak_unet=deepcopy(getattr(self, 'weak_model', None)))
+    pipe.codec  # looked at before anybody rounds its weights
+    return pipe
 
 @patch
 def export_pipeline(self:DiffusionLearner,

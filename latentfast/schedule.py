@@ -153,7 +153,7 @@ def abar_to_t(
     if schedule=='cosine': return torch.atan2(b, a)*2/math.pi
     if schedule=='flow':   return b/(a+b)
     t = torch.linspace(0, N_STEPS/(N_STEPS+1), 10*N_STEPS+1, dtype=torch.float64); table = -abar(t, schedule).double()  # rising
-    i = torch.searchsorted(table, -ab.double().cpu().contiguous()).clamp(1, len(t)-1)
+    i = torch.searchsorted(table, -ab.cpu().double().contiguous()).clamp(1, len(t)-1)
     return torch.lerp(t[i-1], t[i], ((-ab.cpu()-table[i-1])/(table[i]-table[i-1])).clamp(0, 1)).to(ab)
 
 def sample_t(
@@ -168,10 +168,10 @@ def sample_t(
     dev = device if generator is None else generator.device
     u = torch.rand(n, generator=generator, device=dev)
     if method!='uniform': u = (torch.randperm(n, generator=generator, device=dev)+u)/n
-    normal = torch.special.ndtri(u.double().clamp(1e-9, 1-1e-9))
+    normal = torch.special.ndtri((u.cpu() if u.device.type=='mps' else u).double().clamp(1e-9, 1-1e-9))  # MPS has no float64
     if method=='logit_normal': u = normal.sigmoid().float()
     if method=='log_normal':   u = t_to_timestep(abar_to_t(1/(1+(2*(1.2*normal-1.2)).exp()), schedule)).float()/(N_STEPS-1)
-    return timestep_to_t(u.clamp(0, 1)*(N_STEPS-1)).to(device or u.device)
+    return timestep_to_t(u.clamp(0, 1)*(N_STEPS-1)).to(device or dev or u.device)
 
 # %% ../nbs/06_schedule.ipynb #aba77792
 WEIGHTINGS = None,'min_snr','p2'

@@ -331,7 +331,7 @@ def perplexity(
     counts:Tensor # How often each code was used [K]
 ) -> float:       # 1 to K
     "e to the entropy of the codes' frequencies"
-    p = counts.double()/counts.sum().clamp(min=1)
+    p = counts.cpu().double(); p = p/p.sum().clamp(min=1)
     return float(torch.exp(-(p*p.clamp(min=1e-12).log()).sum()))
 
 class CodebookLoss(LossTerm):
@@ -640,7 +640,7 @@ def evaluate_codec(
         if lpips is not None: row['lpips'] = lpips(y, x)
         if net is not None: feats.append((features(net, y), features(net, x)))
         rows.append(row)
-    z = torch.cat(zs).double(); mean, std = z.mean((0,2,3)), z.std((0,2,3))
+    z = torch.cat(zs).cpu().double(); mean, std = z.mean((0,2,3)), z.std((0,2,3))
     out = {k: torch.cat([r[k].float().cpu() for r in rows]).mean().item() for k in rows[0]}
     if feats: out['rfid'] = fid(*(torch.cat(f) for f in zip(*feats)))
     return dict(**out, n=len(z), latents=dict(mean=mean.tolist(), std=std.tolist(), scaling_factor=(1/std.clamp(min=1e-12)).tolist()))
