@@ -13,6 +13,7 @@ has the schedule flow, the others cosine. --weighting is for all but course: min
   decoder    the autoencoder's decoder's maps (LPL)      self      an MSE-trained U-Net's middle (self-perceptual)
   align      the U-Net's middle and second level against the classifier's last and first map (REPA), above an SNR of .2: the default
   middle     the middle alone, at every SNR                bundled   align, with the bundled classifier of Tiny ImageNet's photos
+  weak       align, sampled away from its own early average (`KeepWeak`), scale 1.5, with half of the steps, which take two network calls each
 cifar10_8x8 (FID, KID): each arm against mse_only, on the features of a pixel classifier that no loss knows, of decoded samples and decoded
   held-out latents; and on the latent classifier's own. An arm with @OBJECTIVE is compared with mse@OBJECTIVE, and that with mse. Training
   time is the same: each loss's step is timed once, in turns with mse's (processor time where there is one thread, or the clock's), and it gets the
@@ -35,7 +36,7 @@ from latentfast.all import *
 from latentfast.store import replacing
 from compare import show
 
-WEIGHTS = dict(mse=0., course=0., pooled=1., brief=1., noised=1., layers=.5, ensemble=.5, decoder=.1, self=.1, align=.5, middle=.5, bundled=.5)
+WEIGHTS = dict(mse=0., course=0., pooled=1., brief=1., noised=1., layers=.5, ensemble=.5, decoder=.1, self=.1, align=.5, middle=.5, bundled=.5, weak=.5)
 LR, BS, SIZE, STEPS = 2e-3, 64, 'tiny', 50
 
 class Noised(Callback):
@@ -115,13 +116,13 @@ class Bench:
         if name=='decoder': return PerceptualLoss(DecoderFeatures(LatentCodec.from_pretrained('tiny'), self.store.normalizer), [0,1], norm='target', **kw)
         if name=='self': return PerceptualLoss(UNetFeatures(self.train('mse', 999).ema_model), [0], norm='mse', **kw)
         if name=='middle': return Alignment(self.classifier(), **kw)
-        return alignments(self.classifier() if name=='align' else LatentClassifier.from_pretrained('tiny-imagenet'), **kw)
+        return alignments(LatentClassifier.from_pretrained('tiny-imagenet') if name=='bundled' else self.classifier(), **kw)
 
     def learner(self, arm, seed):
         objective = parse(arm)[1]
         adamw = partial(OptimWrapper, opt=torch.optim.AdamW)
         if arm=='course': kw = dict(objective='eps', weighting=None, precision=None, ema=None, clip=None, t_sampling='uniform', opt_func=adamw)
-        else: kw = dict(perceptual=self.losses(arm), objective=objective, weighting=self.weighting, schedule='flow' if objective=='flow' else 'cosine')
+        else: kw = dict(perceptual=self.losses(arm), cbs=KeepWeak() if parse(arm)[0]=='weak' else None, objective=objective, weighting=self.weighting, schedule='flow' if objective=='flow' else 'cosine')
         return diffusion_learner(latent_dls(self.store, bs=BS, seed=seed, index=arm!='course'), size=SIZE, seed=seed, **kw)
 
     def seconds(self, arm, n=20):
@@ -175,7 +176,8 @@ class Bench:
         def measure():
             learn = self.train(arm, seed, epochs)
             kw = dict(sampler='ddim', threshold=2.) if learn.noising.objective=='eps' else {}  # or eps's first steps blow up
-            z = learn.sample_latents(self.n, steps=STEPS, seed=seed+1, progress=False, **kw)
+            if hasattr(learn, 'weak_model'): kw = dict(weak=True, guidance_scale=1.5)
+            z = learn.sample_latents(self.n, steps=STEPS//(2 if 'weak' in kw else 1), seed=seed+1, progress=False, **kw)
             name = plain(self.run_name(arm, seed, epochs))
             learn.export_pipeline(self.work/'runs'/name); grid_image(learn.decode(z[:64]), ncol=8).save(self.work/'runs'/f'{name}.png')
             kw = dict(n=self.n, codec=learn.dls.codec)
