@@ -24,6 +24,12 @@ def test_its_outputs_show_no_errors_and_no_paths_of_ours(path):
         words = o.get('text', '') + str(o.get('data', {}).get('text/plain', ''))
         assert not re.search(r'(/tmp|/work|/root|/home)/', words), words[:300]
 
+@each
+def test_what_it_draws_is_there_to_see(path):
+    for c in nbformat.read(path, as_version=4).cells:
+        draws = c.cell_type=='code' and re.search(r'^ *(\w+\.)*show_\w+\(|plt\.subplots', c.source, re.M) and not re.search(r'^ *def ', c.source, re.M)
+        assert not draws or any('image/png' in o.get('data', {}) for o in c.outputs), c.source
+
 SECONDS = {}
 
 @pytest.mark.slow
