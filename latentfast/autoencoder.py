@@ -7,7 +7,7 @@ __all__ = ['BUNDLED', 'to_tensor', 'to_uint8', 'grid_image', 'show_images', 'kee
            'psnr']
 
 # %% ../nbs/01_autoencoder.ipynb #4dc26c44
-import ctypes, hashlib, json, math, os, threading, time
+import ctypes, hashlib, inspect, json, math, os, threading, time
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -97,9 +97,11 @@ def keep_memory():
 BUNDLED = Path(__file__).parent/'models' if '__file__' in globals() else Path('../latentfast/models')
 
 def _fingerprint(model):
-    "Class, config and weights of a diffusers model in 16 hex digits; the same however the model is cast or laid out in memory"
-    config = {k:v for k,v in model.config.items() if not k.startswith('_')}
-    h = hashlib.sha256((type(model).__name__+json.dumps(config, sort_keys=True, default=str)).encode())
+    "Class, config and weights of a diffusers model in 16 hex digits; the same however the model is cast or laid out in memory, and whatever arguments diffusers adds"
+    plain = lambda o: json.dumps(o, sort_keys=True, default=str)
+    usual = {k: plain(p.default) for k,p in inspect.signature(type(model).__init__).parameters.items()}
+    config = {k:v for k,v in model.config.items() if not k.startswith('_') and plain(v)!=usual.get(k)}
+    h = hashlib.sha256((type(model).__name__+plain(config)).encode())
     for k,v in sorted(model.state_dict().items()): h.update(k.encode()+v.detach().cpu().to(torch.float16).contiguous().numpy().tobytes())
     return f'{type(model).__name__}-{h.hexdigest()[:16]}'
 
