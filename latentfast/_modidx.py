@@ -1094,6 +1094,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'latentfast.unet.DownBlock.forward': ('unet.html#downblock.forward', 'latentfast/unet.py'),
                                  'latentfast.unet.EmbResBlock': ('unet.html#embresblock', 'latentfast/unet.py'),
                                  'latentfast.unet.EmbResBlock.__init__': ('unet.html#embresblock.__init__', 'latentfast/unet.py'),
+                                 'latentfast.unet.EmbResBlock._forward': ('unet.html#embresblock._forward', 'latentfast/unet.py'),
                                  'latentfast.unet.EmbResBlock.forward': ('unet.html#embresblock.forward', 'latentfast/unet.py'),
                                  'latentfast.unet.LatentUNet': ('unet.html#latentunet', 'latentfast/unet.py'),
                                  'latentfast.unet.LatentUNet.__init__': ('unet.html#latentunet.__init__', 'latentfast/unet.py'),

@@ -36,6 +36,7 @@ def _zero(m):
 
 class EmbResBlock(nn.Module):
     "Pre-activation ResBlock with a timestep's scale and shift. Course notebook 26; zero-initialised so that a new one is its shortcut"
+    gradient_checkpointing = False  # set by diffusers' `enable_gradient_checkpointing`
     def __init__(self,
         n_emb:int,       # Width of the timestep's embedding
         ni:int,          # Channels in
@@ -54,6 +55,10 @@ class EmbResBlock(nn.Module):
         self.cross = CrossAttention2D(nf, context_dim, cross_dim) if context_dim else None
 
     def forward(self, x, emb, context=(None,None)):
+        if not (self.gradient_checkpointing and torch.is_grad_enabled()): return self._forward(x, emb, context)
+        return self._gradient_checkpointing_func(self._forward, x, emb, context)
+
+    def _forward(self, x, emb, context):
         scale,shift = self.emb_proj(emb)[:,:,None,None].chunk(2, 1)
         n = self.norm1(x)
         h = self.norm2(self.conv1(F.silu(n)))*(1+scale) + shift
@@ -158,6 +163,7 @@ class UpBlock(nn.Module):
 # %% ../nbs/08_unet.ipynb #f2e8382e
 class LatentUNet(ModelMixin, ConfigMixin):
     "The U-Net of course notebooks 26 and 28 for latents. ValueError for widths and heads that don't fit"
+    _supports_gradient_checkpointing = True
     __getattr__ = nn.Module.__getattr__  # diffusers' own also looks into the config, where fastai's `learn.values` would find a dict's method
     @register_to_config
     def __init__(self,
