@@ -21,8 +21,8 @@ from .conditioning import PictureCondition, TextCondition, class_numbers, descri
 from .decoding import decode_tiled, fit_preview, preview
 from .editing import ddim_invert, latent_mask
 from .guidance import Autoguided, ClassifierGuided
-from .sampling import _n_timesteps, guide, predict, sample, sampler_and_steps
-from .schedule import OBJECTIVES, diffusers_scheduler
+from .sampling import SOLVERS, _n_timesteps, guide, predict, sample, sampler_and_steps
+from .schedule import N_STEPS, OBJECTIVES, abar, diffusers_scheduler, timestep_to_t
 from .sources import _rgb
 from .store import LatentNormalizer, _names_in
 from .training import DiffusionLearner
@@ -96,6 +96,10 @@ def _check_weights(unet, folder):
         raise ValueError(f'{folder} holds the weights of another network: {len(want-keys)} that {type(unet).__name__} needs are missing '
                          f'and {len(keys-want)} are not its own. Export the model again.')
 
+_EXPORTED = 'DDIMScheduler','EDMEulerScheduler','FlowMatchEulerDiscreteScheduler'  # what `diffusers_scheduler` makes
+_SAMPLER_OF = {**{v: k for k,v in reversed(SOLVERS.items())}, 'DDIMScheduler':'ddim', 'DDPMScheduler':'ddpm', 'EulerDiscreteScheduler':'euler', 'EDMEulerScheduler':'euler',
+               'FlowMatchEulerDiscreteScheduler':'euler', 'EulerAncestralDiscreteScheduler':'euler_a', 'HeunDiscreteScheduler':'heun'}
+
 class _BothTold(Autoguided):
     "Two networks, each of which is told in its own way: their text encoders differ"
     def forward(self, x, timestep, cond=(None,None)):
@@ -132,7 +136,22 @@ class LatentDiffusionPipeline(DiffusionPipeline):
                                 latent_shape=list(latent_shape or []), schedule=schedule, codec_fingerprint=codec_fingerprint,
                                 classes=classes, objective=objective, preview=preview, facts=facts,
                                 prompt_encoder=prompt_encoder, cond_picture=cond_picture)
-        self._codec = self._encoder = None
+        self._codec, self._encoder, self._given = None, None, scheduler
+
+    @property
+    def components(self):
+        "All that makes another pipeline of the same networks: `LatentDiffusionPipeline(**pipe.components)`"
+        return {**super().components, **{k: v for k,v in self.config.items() if k in self._get_signature_keys(self)[1]}}
+
+    def _sampler(self):
+        "The sampler that `scheduler` stands for, if somebody put another one there; None if not. ValueError for one that there is none of, or of other noise"
+        s, name = self.scheduler, type(self.scheduler).__name__
+        if s is self._given and name in _EXPORTED: return None
+        if name not in _SAMPLER_OF: raise ValueError(f'scheduler: there is no sampler like {name}. There are {", ".join(sorted(_SAMPLER_OF))}; or put the saved one back, and give sampler=.')
+        theirs, ours = getattr(s, 'alphas_cumprod', None), abar(timestep_to_t(torch.arange(N_STEPS)), self.config.schedule)
+        if theirs is not None and (len(theirs)!=N_STEPS or not torch.allclose(theirs.float(), ours, atol=1e-3)):
+            raise ValueError(f'scheduler: the noise of this {name} is not the schedule {self.config.schedule!r} that the model was trained with: make it by {name}.from_config(pipe.scheduler.config).')
+        return 'dpm++sde' if s.config.get('algorithm_type')=='sde-dpmsolver++' else _SAMPLER_OF[name]
 
     @property
     def codec(self):
@@ -198,6 +217,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         if weak is not None:
             unet = self._autoguided(weak, kwargs.pop('guidance_scale', 1.), kwargs.pop('guidance_rescale', 0.)); kwargs.pop('uncond', None)
             if kwargs.get('cond') is not None: kwargs['cond'] = (kwargs['cond'],)*2
+        if kwargs.get('sampler') is None and not kwargs.get('eta'): kwargs['sampler'] = self._sampler()
         return sample(unet, n, **self._about(size), **kwargs)
 
     def _about(self, size): return dict(shape=self._latent_shape(size), schedule=self.config.schedule, objective=self.objective)
@@ -267,7 +287,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         num_inference_steps:int=None,# Steps; as many as suit the sampler if not given
         seed:int=None,               # The same seed gives the same pictures; None for new ones each time
         eta:float=0.,                # 0: DDIM; 1: as random as DDPM
-        sampler:str=None,            # See `sample`
+        sampler:str=None,            # See `sample`; if not given what `scheduler` stands for, where that isn't the saved one
         size:int=None,               # Height and width in pixels
         output_type:str='pil',       # 'pil', 'np' (uint8 [B,H,W,3]), 'pt' ([-1,1]) or 'latent' (normalised)
         return_dict:bool=True,       # `ImagePipelineOutput`, or a tuple
@@ -304,6 +324,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         if isinstance(generator, (list,tuple)):
             raise ValueError('generator: give one, or a seed. Each picture of a batch has a stream of its own by its number, so a list is not needed.')
         if generator is not None: seed = torch.randint(2**31, (), generator=generator, device=generator.device).item()
+        if sampler is None and not eta: sampler = self._sampler()
         sampler, num_inference_steps = sampler_and_steps(sampler, num_inference_steps, eta)
         if height!=width or height is not None and size not in (None, height):
             raise ValueError(f'height={height}, width={width}, size={size}: pictures are square; give size alone, or the same for all.')
