@@ -80,6 +80,11 @@ def test_the_loss_on_features_and_the_weighting_are_chosen_by_name(work, model):
     assert 'perceptual (weight 0.3)' in other and '| weighting of noise levels | none |' in other
     assert 'other arguments' in one_line_error('train', work/'store', model, '--perceptual', work/'clf', '--weighting', 'p2', *TRAIN)
 
+def test_a_training_that_failed_before_anything_was_learnt_leaves_its_folder_free(work):
+    assert 'not finite' in one_line_error('train', work/'store', work/'free', *TRAIN, '--lr', 1e20)
+    latentfast('train', work/'store', work/'free', *TRAIN, '--gradient-checkpointing', '--precision', 'float32')
+    assert 'other arguments' in one_line_error('train', work/'store', work/'free', *TRAIN)
+
 def test_finished_work_is_not_done_again(work, model):
     before = (model/'unet'/'diffusion_pytorch_model.safetensors').stat().st_mtime_ns
     r = latentfast('train', work/'store', model, '--perceptual', work/'clf', *TRAIN)
@@ -118,9 +123,14 @@ def test_bad_input_costs_one_line(work, model, tmp_path):
         (('train-vae', empty, tmp_path/'c'),                           'no pictures'),
         (('train-vae', work/'scenes', tmp_path/'c', '--epochs', 0),    '--epochs'),
         (('train-vae', work/'scenes', tmp_path/'c', '--size', 30),     'multiple'),
+        (('train-vae', work/'scenes', tmp_path/'c', '--batch-size', 0), '--batch-size: 0: give a whole number from 1 on'),
+        (('train', store, tmp_path/'m', '--epochs', 2.5),              '--epochs: 2.5: give a whole number'),
+        (('train', store, tmp_path/'m', '--lr', 'nan'),                '--lr: nan: give a number'),
+        (('train', store, tmp_path/'m', '--seed', -1),                 '--seed: -1: give a whole number from 0 on'),
+        (('sample', model, tmp_path/'x.png', '-n', 'few'),             '-n: few: give a whole number from 1 on (latentfast sample --help explains)'),
         (('demo', '--out', other),                                     'something else'),
         (('demo', '--out', tmp_path/'d', '--minutes', -3),             'minutes')]:
-        line = one_line_error(*args)
+        line, = latentfast(*args, check=2).stderr.strip().splitlines()
         assert line.startswith(f'latentfast {args[0]}: ') and says in line, line
         assert not (tmp_path/'m').exists() and not (tmp_path/'c').exists()
     assert (other/'thesis.docx').read_text()=='mine' and len(list(other.iterdir()))==1
