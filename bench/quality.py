@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np, torch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.optimizer import OptimWrapper
-from filelock import FileLock, Timeout  # PyTorch brings it
+from filelock import FileLock, Timeout
 from latentfast.all import *
 from latentfast.store import replacing
 from compare import show

@@ -372,7 +372,7 @@ def encode(
         write_index(path, [r for r,_ in records.values()], SimpleNamespace(name=plan['codec'], fingerprint=plan['fingerprint']), size, job.shape,
                     pictures.classes, extras, LatentQuantizer(**plan['quantizer']) if plan['quantizer'] else None, encode=plan, missing=pictures.missing)
         _put(job, 'errors.jsonl', 'index.json', without=['plan.json'])
-        (path/'plan.json').unlink()
+        (path/'plan.json').unlink(missing_ok=True)
     if progress and pictures.missing: print(f'{pictures.missing:,} rows of {src} have no picture: their links were broken.')
     if progress and errors: print(f'{len(errors):,} of {len(pictures):,} pictures could not be used: errors.jsonl in {store} says why.')
     return LatentStore(store)

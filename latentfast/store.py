@@ -13,6 +13,7 @@ from math import prod
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, pyarrow as pa, torch
+from filelock import FileLock
 from torch import Tensor
 
 # %% ../nbs/02_store.ipynb #c155c0dc
@@ -504,15 +505,20 @@ def fetch_store(
     except (ValueError, ImportError) as e: raise ValueError(f'{url} can\'t be reached: {e}') from None
     cache = Path(os.environ.get('LATENTFAST_CACHE') or Path.home()/'.cache'/'latentfast')
     here = cache/hashlib.sha256(str(url).encode()).hexdigest()[:16]; here.mkdir(parents=True, exist_ok=True)
-    there = {f['name'].rsplit('/', 1)[-1]: f for f in (fs.ls(root, detail=True) if fs.exists(root) else []) if f['type']=='file'}
-    def shards(raw): return {s['file']: s for s in json.loads(raw)['shards']} if raw else {}
-    try: old, new = shards((here/'index.json').read_bytes() if (here/'index.json').exists() else b''), shards(fs.cat_file(there['index.json']['name']) if 'index.json' in there else b'')
-    except (ValueError, KeyError, TypeError): old = new = {}  # whoever opens it will say what is wrong
-    for f in (f for f in here.iterdir() if f.is_file()):
-        if f.name not in there or f.suffix=='.json' or f.name=='errors.jsonl' or f.stat().st_size!=there[f.name]['size'] or old.get(f.name)!=new.get(f.name): f.unlink()
-    for name,f in there.items():
-        if _OF_A_STORE.fullmatch(name) and not (here/name).exists():
-            with replacing(here/name) as out, fs.open(f['name'], 'rb') as src: shutil.copyfileobj(src, out, 1<<20)
+    with FileLock(f'{here}.lock'):  # of several processes one copies, and the others find it here
+        try: there = {f['name'].rsplit('/', 1)[-1]: f for f in (fs.ls(root, detail=True) if fs.exists(root) else []) if f['type']=='file'}
+        except Exception as e: raise ValueError(f'{url} can\'t be reached: {type(e).__name__}: {e}') from None  # each kind of address has errors of its own
+        def shards(raw): return {s['file']: s for s in json.loads(raw)['shards']} if raw else {}
+        try: old, new = shards((here/'index.json').read_bytes() if (here/'index.json').exists() else b''), shards(fs.cat_file(there['index.json']['name']) if 'index.json' in there else b'')
+        except (ValueError, KeyError, TypeError): old = new = {}  # whoever opens it will say what is wrong
+        writing = (here/'.lock').exists() and 'index.json' not in there  # encode is at work here, or was killed: what it has and the address hasn't yet stays
+        for f in (f for f in here.iterdir() if f.is_file()):
+            if f.name not in there: stale = not writing
+            else: stale = f.suffix=='.arrow' and (f.stat().st_size!=there[f.name]['size'] or old.get(f.name)!=new.get(f.name))
+            if stale: f.unlink()
+        for name,f in there.items():
+            if _OF_A_STORE.fullmatch(name) and not (name.endswith('.arrow') and (here/name).exists()):
+                with replacing(here/name) as out, fs.open(f['name'], 'rb') as src: shutil.copyfileobj(src, out, 1<<20)
     return here
 
 # %% ../nbs/02_store.ipynb #ab97558b

@@ -174,6 +174,23 @@ def test_at_an_address(pictures, codec, tmp_path, monkeypatch):
     monkeypatch.setenv('LATENTFAST_CACHE', str(tmp_path/'one'))
     assert torch.equal(LatentStore(url).train.gather(range(18)), store.train.gather(range(18))) and encode(pictures, url, codec, **ARGS).problems()==[]
 
+def test_an_address_opened_by_many_at_once(pictures, codec, tmp_path, monkeypatch):
+    "Each finds a whole store, and what an encode on this machine has made and not sent yet stays"
+    from concurrent.futures import ThreadPoolExecutor
+    from latentfast.store import fetch_store
+    monkeypatch.setenv('LATENTFAST_CACHE', str(tmp_path/'cache')); url = f'memory://{tmp_path.name}/store'
+    interrupted(pictures, url, codec, 5); here = fetch_store(url)
+    for name in '.lock','train-00001.arrow': (here/name).write_bytes(b'at work')
+    fetch_store(url); assert {'.lock','plan.json','train-00000.arrow','train-00001.arrow'}=={f.name for f in here.iterdir()}
+    for name in '.lock','train-00001.arrow': (here/name).unlink()
+    store = encode(pictures, url, codec, **ARGS)
+    with ThreadPoolExecutor(8) as ex: opened = list(ex.map(LatentStore, [url]*40))
+    assert all(torch.equal(s.train.gather(range(18)), store.train.gather(range(18))) for s in opened)
+    class NoCredentials(Exception): pass
+    def down(*args, **kw): raise NoCredentials('who are you?')
+    monkeypatch.setattr('fsspec.implementations.memory.MemoryFileSystem.exists', down)
+    with pytest.raises(ValueError, match="can't be reached: NoCredentials: who are you"): LatentStore(url)
+
 def test_same_whoever_asks(pictures, codec, codec_folder, tmp_path):
     "Threads, and a codec by name, make no difference to any byte"
     a = encode(pictures, tmp_path/'a', codec, **ARGS, workers=1)
