@@ -22,7 +22,7 @@ from fastai.torch_core import get_model, num_distrib, rank_distrib, to_device, t
 from fastcore.basics import listify, patch
 from fastcore.foundation import L
 from fastcore.meta import delegates
-from fastcore.xtras import ContextManagers
+from fastcore.xtras import ContextManagers, join_path_file
 from torch import nn, Tensor
 from .autoencoder import fast_dtype, keep_memory
 from .store import replacing
@@ -139,6 +139,8 @@ class LateNumber:
         return number
 
 # %% ../nbs/04a_callbacks.ipynb #5b0ccd2f
+def _states(cbs): return {cb.name: cb.state_dict() for cb in cbs if hasattr(type(cb), 'state_dict')}
+
 class AutocastLearner(Learner):
     "A fastai `Learner` that leaves its callbacks and the autocast in order however it ends, and trains in several processes on any device"
     validating = False  # True while nothing is trained: `Checkpoint` asks
@@ -177,10 +179,28 @@ class AutocastLearner(Learner):
         "As fastai's"
         return ContextManagers([contextmanager(replacing_yield)(self, 'validating', True), super().validation_context(cbs, inner)])
 
+    def save(self, file, **kwargs):
+        "As fastai's, and beside it what callbacks know, such as a moving average or a discriminator, as NAME.callbacks.pth"
+        path, states = super().save(file, **kwargs), {k: s for k,s in _states(self.cbs).items() if s}
+        if rank_distrib(): return path
+        if not states: self._beside(path).unlink(missing_ok=True); return path
+        with replacing(self._beside(path)) as f: torch.save(_plain(states), f)
+        return path
     def load(self, file, **kwargs):
-        "As fastai's"
+        "As fastai's, and what callbacks knew if that is beside it"
         self.model.to(self.dls.device)  # the optimiser's state goes where the parameters are
-        return super().load(file, **kwargs)
+        super().load(file, **kwargs)
+        beside = self._beside(join_path_file(file, self.path/self.model_dir, ext='.pth'))
+        self._load_states(torch.load(beside, map_location='cpu', weights_only=True) if beside.exists() else {})
+        return self
+    def _beside(self, path): return Path(path).with_suffix('.callbacks.pth')
+    def _load_states(self, states):
+        for cb in self.cbs:
+            if cb.name in states: cb.load_state_dict(states[cb.name])
+    def export(self, *args, **kwargs):
+        "Refused: fastai's pickles the learner, and a pickle runs what it likes when it is opened"
+        raise ValueError('learn.export would pickle the learner, which runs code when it is opened. Save the model: a diffusion learner by export_pipeline(FOLDER), an autoencoder '
+                         'by export_codec(FOLDER), a classifier by learn.model.save_pretrained(FOLDER); or to go on training, learn.save(NAME).')
     def distrib_ctx(self, **kwargs):
         "fastai's `distrib_ctx`: train in several processes, started by `accelerate launch` or `torchrun`"
         if DistributedDL is object: raise ImportError('Training in several processes needs Accelerate: pip install latentfast[distributed]')
@@ -306,7 +326,7 @@ class Checkpoint(Callback):
         state = dict(epoch=self.epoch, batch=batch, seed=self.seed, rng=_rng_state(next(self.model.parameters()).device), model=get_model(self.model).state_dict(), opt=self.opt.state_dict(), train_iter=self.train_iter,
             rows=[list(map(number, r)) for r in rec.values], smooth=[smooth.count, float(smooth.val)],
             losses=list(map(float, rec.losses)), lrs=list(map(float, rec.lrs)), iters=list(rec.iters),
-            cbs={cb.name: cb.state_dict() for cb in self.cbs if hasattr(type(cb), 'state_dict')}, settings={**self.settings, 'n_epoch': self.n_epoch})
+            cbs=_states(self.cbs), settings={**self.settings, 'n_epoch': self.n_epoch})
         began = time.time()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(self.path) as f: torch.save(_plain(state), f)

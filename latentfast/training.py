@@ -21,7 +21,6 @@ from fastai.learner import Learner, Metric
 from fastai.torch_core import distrib_barrier, get_model, rank_distrib, set_seed
 from fastcore.basics import listify
 from fastcore.meta import delegates
-from fastcore.xtras import join_path_file
 from .autoencoder import grid_image, send, show_images, to_uint8
 from .callbacks import AutocastLearner, AutoPrecision, EpochSeed, LateNumber, fused_adamw
 from .classifier import LatentClassifier
@@ -66,6 +65,7 @@ class Noising(Callback):
         self.learn.yb = (target(x0, eps, self.abar, self.objective),)
     def after_pred(self):
         if hasattr(self.pred, 'sample'): self.learn.pred = self.pred.sample
+        if not self.training: self.learn.pred = self.pred.contiguous()  # what `get_preds(with_loss=True)` can view
 
     @property
     def x0_pred(self): return to_x0(self.pred.float(), self.xt, self.abar, self.objective)
@@ -87,21 +87,25 @@ class Perceptual(Callback):
     def __init__(self,
         losses  # A `PerceptualLoss`, an `Alignment`, or a list of such
     ):
-        self.losses, self.terms, self.term, self.known = listify(losses), {}, 0., {}
+        self.losses, self.terms, self.term, self.known, self.steps = listify(losses), {}, 0., {}, {}
         self.alignments = [l for l in self.losses if isinstance(l, Alignment)]
         names = [l.name for l in self.losses]
         self.names = [f'{n}{names[:i].count(n)+1}' if n in names[:i] else n for i,n in enumerate(names)]
 
     def before_fit(self):
         if not hasattr(self.learn, 'noising'): raise ValueError('Perceptual needs the Noising callback: make the learner with diffusion_learner(..., perceptual=...).')
-        device = next(self.model.parameters()).device
-        for l in self.losses: l.net.to(device)
-        for l in self.alignments: l.prepare(get_model(self.model), torch.zeros(1, *self.dls.store.latent_shape, device=device)); l.opt.zero_grad()
+        self._prepare()
+        for l in self.alignments: l.opt.zero_grad()
         self.steps, self.late = ({n: make() for n in self.names} for make in (list, LateNumber))  # each term at each training step
         if rank_distrib(): distrib_barrier()  # the first process makes the files
         self.known = {id(dl.dataset): [l.targets(dl.dataset) for l in self.losses] for dl in self.dls.loaders[:2] if self._fixed(dl)}
         if not rank_distrib(): distrib_barrier()
         self.unchecked = True
+
+    def _prepare(self):
+        device = next(self.model.parameters()).device
+        for l in self.losses: l.net.to(device)
+        for l in self.alignments: l.prepare(get_model(self.model), torch.zeros(1, *self.dls.store.latent_shape, device=device))
 
     def _fixed(self, dl):
         "Is a row's latent always the same, and known which it is?"
@@ -149,11 +153,12 @@ class Perceptual(Callback):
         if not self.training: return
         for k,v in self.terms.items(): self.steps[k].append(float(self.late[k](v)))
 
-    def state_dict(self): return dict(steps=self.steps, **{str(i): l.state_dict() for i,l in enumerate(self.losses) if isinstance(l, Alignment)})
+    def state_dict(self): return dict(steps=self.steps, **{str(i): l.state_dict() for i,l in enumerate(self.losses) if isinstance(l, Alignment) and l.proj is not None})
     def load_state_dict(self, state):
+        self._prepare()
         self.steps = {**self.steps, **state.get('steps', {})}
         for i,l in enumerate(self.losses):
-            if isinstance(l, Alignment): l.load_state_dict(state[str(i)])
+            if str(i) in state: l.load_state_dict(state[str(i)])
 
 class PerceptualTerm(Metric):
     "A weighted term, averaged over validation"
@@ -203,11 +208,10 @@ class EMA(Callback):
         if self.average is not None: self.raw, self.learn.model = self.model, self.average
     def after_validate(self):
         if self.raw is not None: self.learn.model, self.raw = self.raw, None
-    def state_dict(self): return dict(n=self.n, model=self.average.state_dict())
+    def state_dict(self): return dict(n=self.n, model=self.average.state_dict()) if self.n else {}
     def load_state_dict(self, state):
-        self.n = state['n']
-        if self.average is None: self.average = deepcopy(get_model(self.model)).eval().requires_grad_(False)
-        self.average.load_state_dict(state['model'])
+        self.n, self.average = state.get('n', 0), deepcopy(get_model(self.model)).eval().requires_grad_(False)
+        if self.n: self.average.load_state_dict(state['model'])
 
 # %% ../nbs/11_training.ipynb #14ac022c
 class KeepWeak(Callback):
@@ -334,21 +338,9 @@ class DiffusionLearner(AutocastLearner):
         try: return super().summary()
         finally: self.ema.average = average
 
-    def save(self, file, **kwargs):
-        "As fastai's, and the moving average beside it, as NAME.ema.pth"
-        path, beside = super().save(file, **kwargs), self._beside(file)
-        if rank_distrib(): return path
-        if hasattr(self, 'ema') and self.ema.n: torch.save(self.ema.state_dict(), beside)
-        else: beside.unlink(missing_ok=True)
-        return path
-    def load(self, file, **kwargs):
-        "As fastai's, and the moving average if there is one beside it; if not, it begins with these weights"
-        super().load(file, **kwargs)
-        if not hasattr(self, 'ema'): return self
-        beside, self.ema.n, self.ema.average = self._beside(file), 0, None
-        if beside.exists(): self.ema.load_state_dict(torch.load(beside, map_location='cpu', weights_only=True))
-        return self
-    def _beside(self, file): return join_path_file(file, self.path/self.model_dir, ext='.pth').with_suffix('.ema.pth')
+    def _load_states(self, states):
+        if hasattr(self, 'ema'): states = {'ema': {}, **states}  # without one there, it begins with the weights that were loaded
+        super()._load_states(states)
 
     def decode(self,
         z  # Normalised latents [B,C,h,w]
@@ -406,11 +398,18 @@ class DiffusionLearner(AutocastLearner):
         "Sample `n` pictures [n,3,H,W] in [-1,1] with the EMA weights; arguments as `sample_latents`"
         return self.decode(self.sample_latents(n, **kwargs))
 
-    def show_results(self, max_n=8, steps=50, seed=0, **kwargs):
+    def show_results(self,
+        ds_idx:int=1,    # Real ones of the training (0) or the validation pictures (1)
+        max_n:int=8,     # How many
+        steps:int=None,  # Steps of a sample; `sample`'s if not given
+        seed:int=0,      # Seed of the samples
+        **kwargs         # Passed to `sample`
+    ):
         "Show samples under real pictures; of the same conditions, where there are any"
-        real = next(iter(self.dls.train.new(shuffle=False, bs=max_n, drop_last=False)))
+        dl = self.dls[ds_idx if len(self.dls[ds_idx].dataset) else 0]
+        real = next(iter(dl.new(shuffle=False, bs=max_n, drop_last=False)))
         if self.dls.conds: kwargs = {'cond': real[-1], **kwargs}
-        show_images(torch.cat([self.dls.train.pictures(real, max_n), self.sample(len(real[0]), steps=steps, seed=seed, progress=False, **kwargs)]), ncol=max_n)
+        show_images(torch.cat([dl.pictures(real, max_n), self.sample(len(real[0]), steps=steps, seed=seed, progress=False, **kwargs)]), ncol=max_n)
 
 # %% ../nbs/11_training.ipynb #3236a418
 def _check_told(model, told):

@@ -23,7 +23,7 @@ from fastai.callback.schedule import *
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.learner import Metric
 from fastai.optimizer import OptimWrapper
-from fastai.torch_core import default_device, join_path_file, set_seed
+from fastai.torch_core import default_device, set_seed
 from fastcore.basics import listify
 from .autoencoder import LatentCodec, fast_dtype, grid_image, psnr, show_images, to_tensor
 from .callbacks import AutocastLearner, AutoPrecision, EpochSeed
@@ -486,6 +486,8 @@ class ReconstructionProgress(Callback):
         show_images(torch.cat([self.shown, *[y for _,y in self.history]]), ncol=len(self.shown))
 
 # %% ../nbs/15_vae_training.ipynb #f1434282
+_COARSE = "float16 is too coarse for the PatchGAN's and the adaptive weight's gradients: give precision='auto', torch.bfloat16 or None."
+
 class VAELearner(AutocastLearner):
     "A fastai `Learner` that trains an autoencoder; made by `vae_learner`"
     @property
@@ -523,21 +525,9 @@ class VAELearner(AutocastLearner):
         (codec.model.half() if half else codec.model).save_pretrained(folder)
         return LatentCodec.from_pretrained(str(folder))
 
-    def save(self, file, **kwargs):
-        "As fastai's, and the callbacks' state beside it: discriminator, moving average, steps"
-        path = super().save(file, **kwargs)
-        cbs = [cb for cb in self.cbs if hasattr(type(cb), 'state_dict') and getattr(cb, 'average', 0) is not None]
-        torch.save({cb.name: cb.state_dict() for cb in cbs}, self._beside(path))
-        return path
-    def load(self, file, **kwargs):
-        "As fastai's, with the callbacks' state if there is one"
-        super().load(file, **kwargs)
-        beside = self._beside(join_path_file(file, self.path/self.model_dir, ext='.pth'))
-        states = torch.load(beside, map_location='cpu', weights_only=True) if beside.exists() else {}
-        for cb in self.cbs:
-            if cb.name in states: cb.load_state_dict(states[cb.name])
-        return self
-    def _beside(self, path): return Path(path).with_suffix('.callbacks.pth')
+    def to_fp16(self, **kwargs):
+        "Refused, as `vae_learner(precision=)` refuses it"
+        raise ValueError(_COARSE)
 
     def show_results(self, max_n=8, **kwargs):
         "Show held-out pictures over their reconstructions"
@@ -584,7 +574,7 @@ def vae_learner(
 ) -> VAELearner:
     "A `Learner` that trains an autoencoder (Esser et al. 2021, Rombach et al. 2022); raises `ValueError` for what doesn't belong together"
     if size not in _SIZES: raise ValueError(f"There is no size {size!r}: give 'tiny', or None for LDM's.")
-    if precision==torch.float16: raise ValueError("float16 is too coarse for the PatchGAN's and the adaptive weight's gradients: give precision='auto', torch.bfloat16 or None.")
+    if precision==torch.float16: raise ValueError(_COARSE)
     given = dict(channels=channels, layers=layers, attention=attention, codebook=codebook, kl_weight=kl_weight, restart=restart,
                  disc_start=disc_start, disc_channels=disc_channels)
     o = {k: _SIZES[size][k] if v is None else v for k,v in given.items()}

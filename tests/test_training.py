@@ -124,8 +124,8 @@ def test_few_pictures_and_zeros(tmp_path):
     for kw in dict(every=0), dict(every_steps=-1), dict(n=0):
         with pytest.raises(ValueError, match='1 or more'): SampleProgress(**kw)
     learn = diffusion_learner(latent_dls(store, bs=2), LatentUNet(nfs=(8,16), num_layers=1))
-    learn.decode = learn.dls.train.pictures = lambda *z: torch.zeros(4, 3, 8, 8)  # the autoencoder isn't what this is about
-    learn.show_results(max_n=8, steps=1)
+    learn.decode = learn.dls.train.pictures = learn.dls.valid.pictures = lambda *z: torch.zeros(4, 3, 8, 8)  # the autoencoder isn't what this is about
+    learn.show_results(steps=1); learn.show_results(0, max_n=3, steps=1)
 
 def test_slow_saves_do_not_eat_short_epochs(tmp_path):
     "A save that took long is followed by epochs without one; the last epoch is kept, and going on makes the same weights"
