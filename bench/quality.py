@@ -14,6 +14,7 @@ has the schedule flow, the others cosine. --weighting is for all but course: min
   align      the U-Net's middle and second level against the classifier's last and first map (REPA), above an SNR of .2: the default
   middle     the middle alone, at every SNR                bundled   align, with the bundled classifier of Tiny ImageNet's photos
   weak       align, sampled away from its own early average (`KeepWeak`), scale 1.5, with half of the steps, which take two network calls each
+  mseweak    MSE alone, sampled so
 cifar10_8x8 (FID, KID): each arm against mse_only, on the features of a pixel classifier that no loss knows, of decoded samples and decoded
   held-out latents; and on the latent classifier's own. An arm with @OBJECTIVE is compared with mse@OBJECTIVE, and that with mse. Training
   time is the same: each loss's step is timed once, in turns with mse's (processor time where there is one thread, or the clock's), and it gets the
@@ -36,7 +37,7 @@ from latentfast.all import *
 from latentfast.store import replacing
 from compare import show
 
-WEIGHTS = dict(mse=0., course=0., pooled=1., brief=1., noised=1., layers=.5, ensemble=.5, decoder=.1, self=.1, align=.5, middle=.5, bundled=.5, weak=.5)
+WEIGHTS = dict(mse=0., course=0., pooled=1., brief=1., noised=1., layers=.5, ensemble=.5, decoder=.1, self=.1, align=.5, middle=.5, bundled=.5, weak=.5, mseweak=0.)
 LR, BS, SIZE, STEPS = 2e-3, 64, 'tiny', 50
 
 class Noised(Callback):
@@ -109,7 +110,7 @@ class Bench:
     def losses(self, arm):
         name, _, w, gate = parse(arm)
         kw = dict(weight=w, **{} if gate is None else dict(min_snr=gate))
-        if name=='mse': return None
+        if name in ('mse','mseweak'): return None
         if name in ('pooled','brief','noised'): return PerceptualLoss(self.classifier('classifier' if name=='pooled' else name), **kw)
         if name=='layers': return PerceptualLoss(self.classifier(), [-3,-2,-1], **kw)
         if name=='ensemble': return PerceptualLoss(self.classifier(), [-3,-2,-1], augment=latent_ensemble, **kw)
@@ -122,7 +123,7 @@ class Bench:
         objective = parse(arm)[1]
         adamw = partial(OptimWrapper, opt=torch.optim.AdamW)
         if arm=='course': kw = dict(objective='eps', weighting=None, precision=None, ema=None, clip=None, t_sampling='uniform', opt_func=adamw)
-        else: kw = dict(perceptual=self.losses(arm), cbs=KeepWeak() if parse(arm)[0]=='weak' else None, objective=objective, weighting=self.weighting, schedule='flow' if objective=='flow' else 'cosine')
+        else: kw = dict(perceptual=self.losses(arm), cbs=KeepWeak() if parse(arm)[0].endswith('weak') else None, objective=objective, weighting=self.weighting, schedule='flow' if objective=='flow' else 'cosine')
         return diffusion_learner(latent_dls(self.store, bs=BS, seed=seed, index=arm!='course'), size=SIZE, seed=seed, **kw)
 
     def seconds(self, arm, n=20):

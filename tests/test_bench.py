@@ -29,9 +29,9 @@ def test_sample(tmp_path):
     assert all(rows[k]['theirs']==100 and rows[k]['ours'] in (5,10,20) and rows[k]['fid_ddim100']>0 for k in calls)
 
 def test_quality(photos, tmp_path):
-    args = photos, '--work', tmp_path/'work', '--arms', 'weak', '--seeds', 1
+    args = photos, '--work', tmp_path/'work', '--arms', 'weak', 'mseweak', '--seeds', 1
     rows = quick('quality', *args, cwd=tmp_path)
-    assert set(rows)=={('cifar10_8x8','weak',u) for u in ('FID','KID')} and rows['cifar10_8x8','weak','FID']['theirs']>0
+    assert set(rows)=={('cifar10_8x8',a,u) for a in ('weak','mseweak') for u in ('FID','KID')} and rows['cifar10_8x8','weak','FID']['theirs']>0
     assert quick('quality', *args, cwd=tmp_path)==rows
 
 def test_class_to_image(photos, tmp_path):
