@@ -215,7 +215,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         "Sample latents; raises `ValueError` for a size that the networks can't make"
         unet = self.unet
         if weak is not None:
-            unet = self._autoguided(weak, kwargs.pop('guidance_scale', 1.), kwargs.pop('guidance_rescale', 0.)); kwargs.pop('uncond', None)
+            unet = self._autoguided(weak, kwargs.pop('guidance_scale', 1.5), kwargs.pop('guidance_rescale', 0.)); kwargs.pop('uncond', None)
             if kwargs.get('cond') is not None: kwargs['cond'] = (kwargs['cond'],)*2
         if kwargs.get('sampler') is None and not kwargs.get('eta'): kwargs['sampler'] = self._sampler()
         return sample(unet, n, **self._about(size), **kwargs)
@@ -286,7 +286,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         batch_size:int=None,         # How many pictures, one for each prompt, class or picture if not given; or, as diffusers has it, the prompt
         num_inference_steps:int=None,# Steps; as many as suit the sampler if not given
         seed:int=None,               # The same seed gives the same pictures; None for new ones each time
-        eta:float=0.,                # 0: DDIM; 1: as random as DDPM
+        eta:float=0.,                # Share of fresh noise, from 0 to 1, for ddim, which it means where no sampler is given, and euler
         sampler:str=None,            # See `sample`; if not given what `scheduler` stands for, where that isn't the saved one
         size:int=None,               # Height and width in pixels
         output_type:str='pil',       # 'pil', 'np' (uint8 [B,H,W,3]), 'pt' ([-1,1]) or 'latent' (normalised)
@@ -294,7 +294,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         label=None,                  # Class wanted, by name or number: one for all or a list of one a picture
         classifier=None,             # A latent classifier that steers to `label`, for models that were trained without classes
         weak=None,                   # A weaker model to go away from (autoguidance): its folder or hub id, pipeline or U-Net, or True for the one that came with this
-        guidance_scale:float=1.,     # How strongly: of the classifier, 3 is a good start; away from `weak`, 1.5; else classifier-free, 1 for none
+        guidance_scale:float=None,   # How strongly: of the classifier, or classifier-free, 3 is a good start, and 1, for none, if not given; away from `weak`, 1.5
         prompt=None,                 # Text wanted: one for all or a list of one a picture
         negative_prompt=None,        # Text that guidance moves away from, instead of from nothing
         cond_image=None,             # For a model that was trained with a second store: a picture that tells it what to make, or a list of one a sample; or maps [n,C,h,w]
@@ -315,6 +315,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         "Sample pictures, called as any diffusers pipeline. ValueError for what is out of range"
         if output_type not in ('pil','np','pt','latent'):
             raise ValueError(f"output_type is 'pil', 'np', 'pt' or 'latent'; {output_type!r} was given.")
+        if guidance_scale is None: guidance_scale = 1. if weak is None else 1.5
         inputs = tuple(callback_on_step_end_tensor_inputs)
         if not {*inputs}<={'latents','x0'}:
             raise ValueError(f"callback_on_step_end_tensor_inputs: there are 'latents' and 'x0'; {inputs} were given.")
@@ -446,6 +447,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         finally:
             logging.set_verbosity(level)
             if shown: logging.enable_progress_bar()
+        if 'scheduler' in kwargs: pipe._given = None  # it was chosen
         for part in 'unet','weak_unet':
             if part not in kwargs and getattr(pipe, part) is not None: _check_weights(getattr(pipe, part), path/part)
         pipe.codec

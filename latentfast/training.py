@@ -215,14 +215,16 @@ class EMA(Callback):
 
 # %% ../nbs/11_training.ipynb #14ac022c
 class KeepWeak(Callback):
-    "Keep the average as it is early in the training, as `learn.weak_model`, for `sample(..., weak=True)`"
+    "Keep the average as it is early in the training, as `learn.weak_model`, for `learn.sample(..., weak=True)`"
     order, run_valid = EMA.order+1, False
     def __init__(self,
         at:float=.2  # Share of the training after which, between 0 and 1
     ):
         if not 0<at<1: raise ValueError(f'KeepWeak keeps a model of the way, after a share of the training between 0 and 1, for example .2; {at} was given.')
         self.at, self.weak = at, None
-    def before_fit(self): self.run = not hasattr(self.learn, 'lr_finder')
+    def before_fit(self):
+        self.run = not hasattr(self.learn, 'lr_finder')
+        if self.run: self.weak = None  # of this training; `Checkpoint` gives one that goes on what it had
     def after_step(self):
         if self.weak is None and self.pct_train+1/(self.n_iter*self.n_epoch)>=self.at: self._keep(self.learn.ema_model)
     def _keep(self, model): self.weak = self.learn.weak_model = deepcopy(get_model(model)).eval().requires_grad_(False)
@@ -373,11 +375,12 @@ class DiffusionLearner(AutocastLearner):
         n,                      # How many
         cond=None,              # What to draw: a prompt or a class name, or a list of one a picture; maps [n,C,h,w]; a dict of label=, prompt=, picture=; or a dict of tensors
         negative_prompt=None,   # What guidance moves away from, instead of nothing
-        guidance_scale:float=1.,# How strongly `cond` is followed: 1 as in training, 3 is a good start; 1.5 with `weak`
+        guidance_scale:float=None,# How strongly `cond` is followed: 1, if not given, as in training, 3 is a good start; or how far away from `weak`, 1.5 if not given
         weak=None,              # A weaker model to go away from (autoguidance), or True for the one that `KeepWeak` kept
         **kwargs
     ):
         "Sample `n` normalised latents with the EMA weights; other arguments as `sample`"
+        if guidance_scale is None: guidance_scale = 1. if weak is None else 1.5
         model, asked = self.ema_model, self.conditions(n, cond, negative_prompt, guidance_scale)
         if weak is not None:
             if negative_prompt is not None: raise ValueError('Guidance moves away from negative_prompt= or from weak=: leave out one of them.')
