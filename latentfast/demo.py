@@ -21,7 +21,7 @@ from .feature_nets import alignments
 import latentfast.pipeline  # learn.export_pipeline
 from .report import figure_html, picture_html, report_html, table_html
 from .scenes import make_scenes
-from .training import SampleProgress, diffusion_learner
+from .training import KeepWeak, SampleProgress, diffusion_learner
 
 # %% ../nbs/16_demo.ipynb #1f081cd8
 UNET_EPOCHS = 36  # with 750 pictures for each minute
@@ -59,7 +59,7 @@ def _unet(store, folder, epochs, perceptual, seed, size, progress, label):
     "Train a U-Net that goes on where it stopped; gives the learner"
     learn = diffusion_learner(latent_dls(store, bs=64, seed=seed, index=True), size=size, perceptual=perceptual, seed=seed, ema=.998)
     every = max(1, epochs//6)
-    cbs = [SampleProgress(every=every, n=8, seed=seed), Checkpoint(folder/'checkpoint.pt', settings=dict(fingerprint=store.fingerprint, n=len(store.train), seed=seed, size=size))]
+    cbs = [KeepWeak(), SampleProgress(every=every, n=8, seed=seed), Checkpoint(folder/'checkpoint.pt', settings=dict(fingerprint=store.fingerprint, n=len(store.train), seed=seed, size=size))]
     learn.add_cbs(cbs)
     learn.fit_quietly(epochs, 2e-3, label=label, progress=progress)
     learn.export_pipeline(folder)
@@ -98,7 +98,7 @@ def demo(
     for name,(folder,loss) in runs.items():
         with _timed(times, f'train: {name}'): learners[name] = learn = _unet(store, folder, plan['unet_epochs'], loss, seed, unet, progress, f'train: {name}')
         with _timed(times, f'sample and score: {name}'):
-            z = learn.sample_latents(plan['n_samples'], seed=seed+1, progress=progress)
+            z = learn.sample_latents(plan['n_samples'], seed=seed+1, weak=True, guidance_scale=1.5, progress=progress)
             pictures[name] = learn.decode(z[:64])
             if labelled: scores[name] = dict(zip(nets, evaluate(z, store, features=[net for net,_ in nets.values()], n_pictures=64, codec=learn.dls.codec)))
             scores.setdefault('nearest', {})[name] = _nearest_picture(learn, z[:8], store, nets)
@@ -138,11 +138,11 @@ def _report(src, store, learners, pictures, scores, nets, times, plan, settings)
     i = np.linspace(0, len(held)-1, min(8, len(held))).astype(int).tolist()
     ps = find_pictures(src); row = {k: n for n,k in enumerate(ps.keys)}
     real, recon = np.stack([load_picture(ps.open(row[held.keys(j)]), store.image_size) for j in i]), first.dls.codec.decode(held.__getitems__(i)[0])
-    sections = [('Samples', f'{n}: {plan["unet_epochs"]} epochs over {len(store.train):,} pictures, 15 network calls a sample.', [picture_html(grid_image(p, ncol=8), f'64 samples, {n}')])
+    sections = [('Samples', f'{n}: {plan["unet_epochs"]} epochs over {len(store.train):,} pictures; sampled in 15 steps, away from the average of a fifth of the training.', [picture_html(grid_image(p, ncol=8), f'64 samples, {n}')])
                 for n,p in pictures.items()]
     if len(pictures)>1:
         both = [f'<b>{html.escape(n)}</b>'+b[0] for (n,_),(_,_,b) in zip(pictures.items(), sections)]
-        sections = [('Samples', f'The same seeds, the same steps; 15 network calls a sample, after {plan["unet_epochs"]} epochs over {len(store.train):,} pictures.', both)]
+        sections = [('Samples', f'The same seeds, the same steps: {plan["unet_epochs"]} epochs over {len(store.train):,} pictures; sampled in 15 steps, away from the average of a fifth of the training.', both)]
     sections.append(('Real pictures', 'Above held-out pictures, below as the autoencoder gives them back: the best that any sample can look like.',
         [picture_html(grid_image(np.concatenate([real, to_uint8(recon)]), ncol=len(i)), 'real pictures and their reconstructions')]))
     for n,l in learners.items():
