@@ -181,8 +181,8 @@ class AutocastLearner(Learner):
 
     def save(self, file, **kwargs):
         "As fastai's, and beside it what callbacks know, such as a moving average or a discriminator, as NAME.callbacks.pth"
-        path, states = super().save(file, **kwargs), {k: s for k,s in _states(self.cbs).items() if s}
-        if rank_distrib(): return path
+        path, states = super().save(file, **kwargs), {k: s for k,s in _states(self.cbs).items() if s and {*s}!={'history'}}  # pictures of the way are no part of a model
+        if rank_distrib() or not isinstance(path, (str,Path)): return path
         if not states: self._beside(path).unlink(missing_ok=True); return path
         with replacing(self._beside(path)) as f: torch.save(_plain(states), f)
         return path
@@ -190,11 +190,13 @@ class AutocastLearner(Learner):
         "As fastai's, and what callbacks knew if that is beside it"
         self.model.to(self.dls.device)  # the optimiser's state goes where the parameters are
         super().load(file, **kwargs)
+        if not isinstance(file, (str,Path)): return self
         beside = self._beside(join_path_file(file, self.path/self.model_dir, ext='.pth'))
         self._load_states(torch.load(beside, map_location='cpu', weights_only=True) if beside.exists() else {})
         return self
     def _beside(self, path): return Path(path).with_suffix('.callbacks.pth')
     def _load_states(self, states):
+        if hasattr(self, 'ema'): states = {'ema': {}, **states}  # without one there, it begins with the weights that were loaded
         for cb in self.cbs:
             if cb.name in states: cb.load_state_dict(states[cb.name])
     def export(self, *args, **kwargs):

@@ -7,7 +7,7 @@ __all__ = ['COMMANDS', 'COUNT', 'WHOLE', 'REAL', 'GOES_ON', 'SEED', 'STORE', 'BA
            'command', 'number', 'parser', 'main']
 
 # %% ../nbs/17_cli.ipynb #07128566
-import argparse, json, math, os, sys, warnings
+import argparse, json, math, os, shutil, sys, warnings
 from pathlib import Path
 import latentfast
 
@@ -38,9 +38,9 @@ def number(
         text # What was given
     ):
         "The number in a text; argparse's error if there is none, or one out of the limits"
-        try: n = kind(text)
-        except ValueError: n = math.nan
-        if math.isfinite(n) and least<=n<=most: return n
+        try: n = kind(text); finite = math.isfinite(n)
+        except (ValueError, OverflowError): finite = False
+        if finite and least<=n<=most: return n
         limits = '' if least==-math.inf else f' from {least} on' if most==math.inf else f' from {least} to {most}'
         raise argparse.ArgumentTypeError(f'{text}: give a {"whole " if kind is int else ""}number{limits}')
     return read
@@ -80,8 +80,7 @@ def _claim(out, command, settings):
         if before['command']!=command: raise ValueError(f'{out} was made by {before["command"]}: give another folder.')
         was = before['settings']
         diff = '; '.join(f'{k}: {was.get(k)!r} before, {settings.get(k)!r} now' for k in {**was, **settings} if was.get(k)!=settings.get(k))
-        if diff and not before.get('finished') and not (out/'checkpoint.pt').exists(): note.unlink()  # it failed before anything was learnt
-        elif diff: raise ValueError(f'{out} belongs to a training with other arguments ({diff}): give the same, or another folder.')
+        if diff: raise ValueError(f'{out} belongs to a training with other arguments ({diff}): give the same, or another folder.')
         if before.get('finished'): return True
     out.mkdir(parents=True, exist_ok=True)
     if not note.exists(): _write(note, dict(command=command, settings=settings))
@@ -99,8 +98,12 @@ def _finish(out, **results):
 def _fit(a, learn, settings, lr, cbs=(), **kwargs):
     "Train what `learn` holds in folder `a.out`; gives its last row of figures, or None if that was done before"
     from latentfast.callbacks import Checkpoint
+    from latentfast.store import _names_in
     if _claim(a.out, a.command, settings): return print(f'{a.out} is trained already.')
-    learn.fit_quietly(a.epochs, lr, label=a.command, cbs=[Checkpoint(Path(a.out)/'checkpoint.pt', settings), *cbs], **kwargs)
+    try: learn.fit_quietly(a.epochs, lr, label=a.command, cbs=[Checkpoint(Path(a.out)/'checkpoint.pt', settings), *cbs], **kwargs)
+    except BaseException:
+        if _names_in(a.out)<={'training.json'}: shutil.rmtree(a.out)  # nothing was learnt yet: the folder is free for other arguments
+        raise
     return dict(zip(learn.recorder.metric_names[1:], map(float, learn.recorder.values[-1])))
 
 def _fill_epochs(a, store, least, steps):
@@ -435,7 +438,7 @@ def _sample(a):
     else:
         from PIL import Image
         out.mkdir(parents=True, exist_ok=True)
-        part = max(a.batch_size, 2**26//(pipe._latent_shape(a.size)[-1]*pipe.codec.factor)**2)  # as many pixels as fit into memory
+        part = min(1024, 2**26//(pipe._latent_shape(a.size)[-1]*pipe.codec.factor)**2+1)  # as many pixels as fit into memory
         for i in range(0, a.n, part):
             for k,p in enumerate(to_uint8(draw(i, min(i+part, a.n)))): Image.fromarray(p).save(out/f'{a.start+i+k:05d}.png')
     print(f'{a.n} pictures: {out}')

@@ -17,7 +17,7 @@ import numpy as np, torch
 from PIL import Image
 from .autoencoder import LatentCodec, fast_dtype, keep_memory, send
 from .sources import MAX_PIXELS, SPLITS, find_pictures, load_picture
-from .store import LatentQuantizer, LatentStore, fetch_store, is_url, read_index, replacing, shard_record, write_index, write_shard, _open_shard, _shard_problem
+from .store import LatentQuantizer, LatentStore, fetch_store, is_url, read_index, replacing, shard_record, write_index, write_shard, _open_shard, _shard_problem, _try_lock
 
 # %% ../nbs/03_encode.ipynb #83771b3c
 _CPU_PIXELS = 2**16  # what a codec on the CPU gets at once: more doesn't fit the cache, and takes a quarter longer at 256x256
@@ -94,12 +94,6 @@ def _check_plan(store, old, new):
         raise ValueError(f'{store} was begun by another call: {"; ".join(differ)}. Give the same arguments to finish it, or another folder.')
 
 # %% ../nbs/03_encode.ipynb #180a15c5
-def _try_lock(f):
-    "Lock an open file without waiting; OSError if another has it"
-    try: import fcntl
-    except ImportError: import msvcrt; f.seek(0); msvcrt.locking(f.fileno(), msvcrt.LK_NBLCK, 1)
-    else: fcntl.flock(f, fcntl.LOCK_EX|fcntl.LOCK_NB)
-
 @contextmanager
 def _locked(path):
     "Hold the lock of folder `path`; ValueError if another process does"

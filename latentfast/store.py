@@ -496,6 +496,20 @@ def is_url(
     "Is this an address rather than a path?"
     return '://' in str(path)
 
+def _try_lock(f):
+    "Lock an open file without waiting; OSError if another has it"
+    try: import fcntl
+    except ImportError: import msvcrt; f.seek(0); msvcrt.locking(f.fileno(), msvcrt.LK_NBLCK, 1)
+    else: fcntl.flock(f, fcntl.LOCK_EX|fcntl.LOCK_NB)
+
+def _at_work(folder):
+    "Does a process of this machine encode into this folder?"
+    try:
+        with open(folder/'.lock', 'r+') as f: _try_lock(f)
+    except FileNotFoundError: return False
+    except OSError: return True
+    return False
+
 def fetch_store(
     url       # fsspec address of a store, finished or not, such as s3://bucket/store
 ) -> Path:    # The folder on this machine
@@ -511,9 +525,9 @@ def fetch_store(
         def shards(raw): return {s['file']: s for s in json.loads(raw)['shards']} if raw else {}
         try: old, new = shards((here/'index.json').read_bytes() if (here/'index.json').exists() else b''), shards(fs.cat_file(there['index.json']['name']) if 'index.json' in there else b'')
         except (ValueError, KeyError, TypeError): old = new = {}  # whoever opens it will say what is wrong
-        writing = (here/'.lock').exists() and 'index.json' not in there  # encode is at work here, or was killed: what it has and the address hasn't yet stays
+        writing = _at_work(here)  # then what encode has and the address hasn't yet stays
         for f in (f for f in here.iterdir() if f.is_file()):
-            if f.name not in there: stale = not writing
+            if f.name not in there: stale = not writing and f.name!='.lock'
             else: stale = f.suffix=='.arrow' and (f.stat().st_size!=there[f.name]['size'] or old.get(f.name)!=new.get(f.name))
             if stale: f.unlink()
         for name,f in there.items():

@@ -156,9 +156,11 @@ class Perceptual(Callback):
     def state_dict(self): return dict(steps=self.steps, **{str(i): l.state_dict() for i,l in enumerate(self.losses) if isinstance(l, Alignment) and l.proj is not None})
     def load_state_dict(self, state):
         self._prepare()
-        self.steps = {**self.steps, **state.get('steps', {})}
+        if not any(self.steps.values()): self.steps = {**self.steps, **state.get('steps', {})}
         for i,l in enumerate(self.losses):
-            if str(i) in state: l.load_state_dict(state[str(i)])
+            s = state.get(str(i)) if isinstance(l, Alignment) else None
+            if s and [p.shape for p in s['proj'].values()]==[p.shape for p in l.proj.state_dict().values()]: l.load_state_dict(s)
+            elif s: warnings.warn(f'The projection of {l} begins anew: the one that was saved is of another shape.')
 
 class PerceptualTerm(Metric):
     "A weighted term, averaged over validation"
@@ -196,11 +198,13 @@ class EMA(Callback):
         self.n, self.average, self.raw = 0, None, None
     def before_fit(self):
         self.run = not hasattr(self.learn, 'lr_finder')
-        if self.average is None: self.average = deepcopy(get_model(self.model)).eval().requires_grad_(False)
+        self._begin()
         self.average.to(next(self.model.parameters()).device)
+    def _begin(self):
+        if self.average is None: self.average = deepcopy(get_model(self.model)).eval().requires_grad_(False)
     @torch.no_grad()
     def after_step(self):
-        self.n += 1
+        self.n += 1; self._begin()
         decay = min(self.decay, self.n/(9+self.n)) if self.gamma is None else (1-1/self.n)**(self.gamma+1)
         torch._foreach_lerp_(list(self.average.parameters()), [p.detach() for p in self.model.parameters()], 1-decay)
         for a,b in zip(self.average.buffers(), self.model.buffers()): a.copy_(b)
@@ -210,8 +214,10 @@ class EMA(Callback):
         if self.raw is not None: self.learn.model, self.raw = self.raw, None
     def state_dict(self): return dict(n=self.n, model=self.average.state_dict()) if self.n else {}
     def load_state_dict(self, state):
-        self.n, self.average = state.get('n', 0), deepcopy(get_model(self.model)).eval().requires_grad_(False)
-        if self.n: self.average.load_state_dict(state['model'])
+        self.n, self.average = state.get('n', 0), None
+        if not self.n: return
+        self._begin()
+        self.average.load_state_dict(state['model'])
 
 # %% ../nbs/11_training.ipynb #14ac022c
 class KeepWeak(Callback):
@@ -223,7 +229,7 @@ class KeepWeak(Callback):
         if not 0<at<1: raise ValueError(f'KeepWeak keeps a model of the way, after a share of the training between 0 and 1, for example .2; {at} was given.')
         self.at, self.weak = at, None
     def before_fit(self):
-        self.run = not hasattr(self.learn, 'lr_finder')
+        self.run = not (hasattr(self.learn, 'lr_finder') or getattr(self.learn, 'validating', False))
         if self.run: self.weak = None  # of this training; `Checkpoint` gives one that goes on what it had
     def after_step(self):
         if self.weak is None and self.pct_train+1/(self.n_iter*self.n_epoch)>=self.at: self._keep(self.learn.ema_model)
@@ -340,9 +346,6 @@ class DiffusionLearner(AutocastLearner):
         try: return super().summary()
         finally: self.ema.average = average
 
-    def _load_states(self, states):
-        if hasattr(self, 'ema'): states = {'ema': {}, **states}  # without one there, it begins with the weights that were loaded
-        super()._load_states(states)
 
     def decode(self,
         z  # Normalised latents [B,C,h,w]
@@ -412,7 +415,7 @@ class DiffusionLearner(AutocastLearner):
         dl = self.dls[ds_idx if len(self.dls[ds_idx].dataset) else 0]
         real = next(iter(dl.new(shuffle=False, bs=max_n, drop_last=False)))
         if self.dls.conds: kwargs = {'cond': real[-1], **kwargs}
-        show_images(torch.cat([dl.pictures(real, max_n), self.sample(len(real[0]), steps=steps, seed=seed, progress=False, **kwargs)]), ncol=max_n)
+        show_images(torch.cat([dl.pictures(real, max_n), self.sample(len(real[0]), steps=steps, seed=seed, progress=False, **kwargs)]), ncol=len(real[0]))
 
 # %% ../nbs/11_training.ipynb #3236a418
 def _check_told(model, told):

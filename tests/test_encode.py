@@ -180,9 +180,11 @@ def test_an_address_opened_by_many_at_once(pictures, codec, tmp_path, monkeypatc
     from latentfast.store import fetch_store
     monkeypatch.setenv('LATENTFAST_CACHE', str(tmp_path/'cache')); url = f'memory://{tmp_path.name}/store'
     interrupted(pictures, url, codec, 5); here = fetch_store(url)
-    for name in '.lock','train-00001.arrow': (here/name).write_bytes(b'at work')
-    fetch_store(url); assert {'.lock','plan.json','train-00000.arrow','train-00001.arrow'}=={f.name for f in here.iterdir()}
-    for name in '.lock','train-00001.arrow': (here/name).unlink()
+    with E._locked(here):
+        (here/'train-00001.arrow').write_bytes(b'not sent yet')
+        fetch_store(url); assert {'.lock','plan.json','train-00000.arrow','train-00001.arrow'}=={f.name for f in here.iterdir()}
+    (here/'.lock').write_text('killed')
+    fetch_store(url); assert {'.lock','plan.json','train-00000.arrow'}=={f.name for f in here.iterdir()}  # it is made again, and sent
     store = encode(pictures, url, codec, **ARGS)
     with ThreadPoolExecutor(8) as ex: opened = list(ex.map(LatentStore, [url]*40))
     assert all(torch.equal(s.train.gather(range(18)), store.train.gather(range(18))) for s in opened)
