@@ -65,9 +65,15 @@ def test_the_page(page, chromium, size, scheme, tmp_path):
     at.get_by_text('Seed 7, 15 steps of unipc').wait_for(timeout=60_000)
     picture = at.locator('img[src*="/file="]').first
     picture.scroll_into_view_if_needed()
-    assert picture.evaluate('e => e.complete && e.naturalWidth > 100') and not cut_off()
+    assert loaded(at, picture) and not cut_off()
     at.close()
     assert not wrong and all(u.startswith((page.local_url.rstrip('/'), 'data:', 'blob:')) for u in asked), (wrong, asked)
+
+def loaded(at, picture):
+    "Is the picture there, in ten seconds at the latest?"
+    for _ in range(100):
+        if picture.evaluate('e => e.complete && e.naturalWidth > 100'): return True
+        at.wait_for_timeout(100)
 
 def until_there(at, asked, what):
     "Press Sample until the page sends `what`: a picture takes its time to be uploaded and drawn"
@@ -139,7 +145,7 @@ def test_a_model_that_is_told_what_to_draw(chromium, tmp_path, monkeypatch):
         assert until_there(at, asked, 'cond_image')['seed']==9
         at.locator('.toast-body').filter(has_text="'a red <b>dog</b>' has words that no training caption has").wait_for()
         at.get_by_text('Seed 9, 15 steps of unipc').wait_for(timeout=60_000)
-        assert at.locator('img[src*="/file="]').last.evaluate('e => e.complete && e.naturalWidth > 100')
+        assert loaded(at, at.locator('img[src*="/file="]').last)
     finally: page.close(verbose=False)
 
 def test_what_is_wrong_is_said_on_the_page(page):
