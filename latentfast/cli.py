@@ -326,7 +326,7 @@ def _loss(a):
     arg('--keep-weak', action='store_true', help='also keep the average of a fifth of the training, for sample --weak'),
     arg('--sample-every', type=COUNT, help='epochs between pictures in OUT/progress; a fifth of all if not given'),
     arg('--precision', default='auto', choices=['auto','float32'], help="number format: auto takes the device's fastest"),
-    arg('--gradient-checkpointing', action='store_true', help='a fraction of the memory, for about a third more time'), SEED)
+    arg('--gradient-checkpointing', action='store_true', help='a fraction of the memory, for a second forward pass'), SEED)
 def _train(a):
     from latentfast.data import latent_dls
     from latentfast.store import LatentStore
