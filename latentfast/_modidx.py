@@ -683,6 +683,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'latentfast.pipeline._asks': ('pipeline.html#_asks', 'latentfast/pipeline.py'),
                                      'latentfast.pipeline._check_weights': ('pipeline.html#_check_weights', 'latentfast/pipeline.py'),
                                      'latentfast.pipeline._first_line': ('pipeline.html#_first_line', 'latentfast/pipeline.py'),
+                                     'latentfast.pipeline._pil': ('pipeline.html#_pil', 'latentfast/pipeline.py'),
                                      'latentfast.pipeline._read_index': ('pipeline.html#_read_index', 'latentfast/pipeline.py'),
                                      'latentfast.pipeline.model_card': ('pipeline.html#model_card', 'latentfast/pipeline.py')},
             'latentfast.play': { 'latentfast.play._Stopped': ('play.html#_stopped', 'latentfast/play.py'),

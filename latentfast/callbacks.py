@@ -24,7 +24,7 @@ from fastcore.foundation import L
 from fastcore.meta import delegates
 from fastcore.xtras import ContextManagers, join_path_file
 from torch import nn, Tensor
-from .autoencoder import fast_dtype, keep_memory
+from .autoencoder import fast_dtype, keep_memory, number_format
 from .store import replacing
 try: from fastai.distributed import DistributedDL, DistributedTrainer
 except (ImportError, NameError): DistributedDL, DistributedTrainer = object, Callback  # fastai needs accelerate for it
@@ -40,13 +40,15 @@ class AutoPrecision(Callback):
     "Autocast to `dtype`, with the loss scaled for float16, and channels-last memory for batches of maps"
     order = 10
     def __init__(self,
-        dtype='auto', # A torch dtype; 'auto': bf16 where the device is faster with it, float16 on older GPUs; None or float32: no autocast
+        dtype='auto', # 'bf16', 'fp16', 'fp32' or a torch dtype; 'auto': bf16 where the device is faster with it, float16 on older GPUs; None or float32: no autocast
         channels_last:bool=True # False leaves the memory as it is
-    ): self.asked, self.format, self.context, self.scaler = dtype, torch.channels_last if channels_last else torch.preserve_format, None, None
+    ):
+        number_format(dtype)  # or an error here, not in `fit`
+        self.asked, self.format, self.context, self.scaler = dtype, torch.channels_last if channels_last else torch.preserve_format, None, None
 
     def before_fit(self):
         device = next(self.model.parameters()).device
-        self.number_format = _train_dtype(device) if self.asked=='auto' else self.asked or torch.float32
+        self.number_format = number_format(self.asked, device, _train_dtype)
         self.device_type = device.type
         self.scaler = torch.amp.GradScaler(device.type) if self.number_format==torch.float16 else None
         self.model.to(memory_format=self.format)

@@ -355,7 +355,7 @@ def classifier_learner(
     label_smoothing:float=0.,  # Share of the target that is spread over all classes, 0 to 1
     augment=True,              # `LatentCropErase`: padding 1/16 of the size, at least 1; erasing from 16x16 on; the article's for 'course'. Or a callback, or False
     seed:int=None,             # One run's seed: new weights, and the order and augmentation of every epoch
-    precision='auto',          # 'auto': what the device is fast with, or a dtype (`AutoPrecision`)
+    precision='auto',          # Number format: 'auto' for what the device is fast with, or as `AutoPrecision` has it
     metrics=None,              # Top-1 accuracy, and top-5 with more than 5 classes, if not given
     cbs=None,                  # More callbacks
     **kwargs                   # Arguments of fastai's `Learner`

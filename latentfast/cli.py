@@ -325,7 +325,7 @@ def _loss(a):
     arg('--ema', type=REAL, default=.999, help="decay of the weights' moving average"),
     arg('--keep-weak', action='store_true', help='also keep the average of a fifth of the training, for sample --weak'),
     arg('--sample-every', type=COUNT, help='epochs between pictures in OUT/progress; a fifth of all if not given'),
-    arg('--precision', default='auto', choices=['auto','float32'], help="number format: auto takes the device's fastest"),
+    arg('--precision', default='auto', choices=['auto','bf16','fp16','fp32'], help="number format: auto takes the device's fastest"),
     arg('--gradient-checkpointing', action='store_true', help='a fraction of the memory, for a second forward pass'), SEED)
 def _train(a):
     from latentfast.data import latent_dls
@@ -340,7 +340,7 @@ def _train(a):
     settings = _settings(a, 'epochs batch_size lr size objective schedule weighting perceptual loss weight ema seed' + ' cond cond_drop'*bool(a.cond) + ' keep_weak'*a.keep_weak + ' precision'*(a.precision!='auto'),
                          fingerprint=store.fingerprint, rows=store.index['counts'])
     learn = diffusion_learner(latent_dls(store, bs=a.batch_size, seed=a.seed, index=True, cond=a.cond), perceptual=loss,
-        weighting=None if a.weighting=='none' else a.weighting, precision=None if a.precision=='float32' else 'auto',
+        weighting=None if a.weighting=='none' else a.weighting, precision=a.precision,
         **_settings(a, 'size objective schedule ema seed cond_drop'))
     if a.gradient_checkpointing: learn.model.enable_gradient_checkpointing()
     progress = SampleProgress(every=-(-a.epochs//5) if a.sample_every is None else a.sample_every, n=8, seed=a.seed, folder=out/'progress', cond=asked and asked[:None if a.prompts else 8],
@@ -362,12 +362,12 @@ def _file(path, what, *endings):
 
 def _picture(path): return _file(path, 'picture file', '.png', '.jpg', '.jpeg', '.webp')
 
-def _opened(path):
-    "A picture from a file"
+def _opened(path, as_rgb=True):
+    "A picture from a file; `as_rgb=False` leaves it its transparency"
     from PIL import Image, ImageOps
     from latentfast.sources import _rgb
     try:
-        with Image.open(path) as im: return _rgb(ImageOps.exif_transpose(im))
+        with Image.open(path) as im: return _rgb(ImageOps.exif_transpose(im)) if as_rgb else ImageOps.exif_transpose(im)
     except FileNotFoundError: raise FileNotFoundError(f'There is no picture {path}.') from None
     except (OSError, Image.DecompressionBombError) as e: raise ValueError(f'{path} is no picture that can be read ({e}).') from None
 
@@ -398,7 +398,7 @@ def _opened(path):
     arg('--video', metavar='FILE', help='also write a film (.webp, .gif or .png) of the pictures as they form'),
     arg('--strip', metavar='PICTURE', help='also write a strip of the pictures as they form'),
     arg('--tile', action='store_true', help='decode in tiles, for large pictures'),
-    arg('--precision', default='auto', choices=['auto','float32'], help="number format: auto takes the device's fastest"), BATCH, SEED)
+    arg('--precision', default='auto', choices=['auto','bf16','fp16','fp32'], help="number format: auto takes the device's fastest"), BATCH, SEED)
 def _sample(a):
     from fastai.torch_core import default_device
     from latentfast.autoencoder import grid_image, to_uint8
@@ -416,7 +416,7 @@ def _sample(a):
         for k in 'mask','strength':
             if getattr(a, k) is not None: raise ValueError(f'--{k} wants --init, the picture to start from.')
     kw = dict(image=_opened(a.init), strength=a.strength if a.strength is not None else 1. if a.mask else .6) if a.init else {}
-    if a.mask: kw['mask_image'] = _opened(a.mask)
+    if a.mask: kw['mask_image'] = _opened(a.mask, as_rgb=False)
     if a.label is not None: kw['label'] = a.label
     if a.classifier: kw['classifier'] = LatentClassifier.from_pretrained(a.classifier)
     pipe, steps = LatentDiffusionPipeline.from_pretrained(a.model).to(default_device()), []
@@ -432,7 +432,7 @@ def _sample(a):
     scale = a.guidance_scale if a.guidance_scale is not None else 1.5 if a.weak else 3. if {'classifier','label','prompt','negative_prompt','cond_image'}&{*kw} else 1.
     def draw(i, j):
         part = {**kw, 'prompt': kw['prompt'][i:j]} if prompts else kw
-        return pipe(j-i, num_inference_steps=a.steps, slice_size=a.batch_size, guidance_scale=scale, precision=None if a.precision=='float32' else 'auto',
+        return pipe(j-i, num_inference_steps=a.steps, slice_size=a.batch_size, guidance_scale=scale, precision=a.precision,
                     start=a.start+i, output_type='pt', **_settings(a, 'seed eta sampler size spacing t_max tile'), **part).images
     if out.suffix: grid_image(draw(0, a.n)).save(out)
     else:

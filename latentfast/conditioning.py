@@ -73,7 +73,7 @@ def class_numbers(
     labels = list(labels) if isinstance(labels, (list,tuple)) else [labels]
     numbers = [names.index(l) if l in names else int(l) if isinstance(l, str) and l.isdecimal() else l for l in labels]
     for l in numbers:
-        if isinstance(l, (str,bool)) or l!=int(l) or not 0<=l<len(names):
+        if not isinstance(l, (int,float)) or isinstance(l, bool) or l!=int(l) or not 0<=l<len(names):
             known = ', '.join(map(str, names[:30])) + (', ...' if len(names)>30 else '')
             raise ValueError(f'There is no class {l!r}: give one of {known}, or a number from 0 to {len(names)-1}.' if names else
                              f'There is no class {l!r}: this model knows of no classes.')
@@ -421,6 +421,7 @@ def describe(
     if label is not None: cond['label'] = label
     if picture is not None:
         cond['picture'] = picture if picture.ndim==4 else picture[None]
+        if (c := cond['picture'].shape[1])!=(want := unet.config.cond_channels): raise ValueError(f'The maps of the condition have {c} channels, and this model was trained with {want}.')
         if len(cond['picture']) not in (1,n): raise ValueError(f"{len(cond['picture'])} pictures were given as the condition of {n}: give one, or one a picture.")
     if negative_prompt is not None and guidance_scale==1: warnings.warn('A negative prompt does nothing at guidance_scale=1: give more, such as 3.')
     prompts, negative = (_texts(k, given.get(k), n) for k in ('prompt','negative_prompt'))
@@ -433,8 +434,9 @@ def describe(
     return cond, uncond
 
 def _texts(name, texts, n):
-    texts = [] if texts is None else [texts] if isinstance(texts, str) else list(texts)
-    if any(not isinstance(t, str) for t in texts): raise ValueError(f'{name}: give a text, or a list of texts.')
+    if texts is None: return []
+    texts = list(texts) if isinstance(texts, (list,tuple,np.ndarray)) else [texts]
+    if not texts or any(not isinstance(t, str) for t in texts): raise ValueError(f'{name}={texts}: give a text, or a list of texts.')
     if texts and len(texts) not in (1,n): raise ValueError(f'{name}: {len(texts)} texts were given for {n} pictures: give one, or one a picture.')
     return texts
 

@@ -10,14 +10,15 @@ import numpy as np, torch, torch.nn.functional as F
 from torch import Tensor
 from .sampling import _check_cond, _randn, _rows, _sampling, predict, sample_generators, timesteps
 from .schedule import abar, timestep_to_t, to_eps
+from .sources import _rgb
 
 # %% ../nbs/10b_editing.ipynb #7717b37e
 def latent_mask(
-    mask,           # 1, True or white where something new is made: a picture, array [H,W], or tensor [H,W] or [B,1,H,W]; uint8 up to 255
+    mask,           # 1, True or white where something new is made: a picture (transparent is black), array [H,W], or tensor [H,W] or [B,1,H,W]; uint8 up to 255
     factor:int=8    # How many times smaller the latents are: the codec's `factor`
 ) -> Tensor:        # [1,1,h,w] or [B,1,h,w] float32 in [0,1]
     "A mask of pixels as one of latents: new wherever any of their pixels is. ValueError for a size that doesn't fit"
-    m = mask if isinstance(mask, Tensor) else torch.as_tensor(np.array(mask.convert('L') if hasattr(mask, 'convert') else mask))
+    m = mask if isinstance(mask, Tensor) else torch.as_tensor(np.array(_rgb(mask, 'black').convert('L') if hasattr(mask, 'convert') else mask))
     if m.dtype==torch.uint8 and m.max()==1:
         raise ValueError('A mask of uint8 goes up to 255, and this one to 1, which is next to nothing new: give it as bool, or times 255.')
     m = m.float()/255 if m.dtype==torch.uint8 else m.float()
@@ -72,12 +73,14 @@ def ddim_invert(
 
 # %% ../nbs/10b_editing.ipynb #f6892271
 def variations(
-    noise:Tensor,      # Noise of one sample [C,h,w], from `initial_noise` or `ddim_invert`
+    noise:Tensor,      # Noise of one sample, [C,h,w] or [1,C,h,w], from `initial_noise` or `ddim_invert`
     n:int,             # How many
     amount:float=.3,   # Share of the quarter turn to other noise, 0 (all the same) to 1 (nothing in common)
     seed:int=0         # Seed of the directions, 0 or more
 ) -> Tensor:           # Noise [n,C,h,w] for `sample(..., noise=)`
-    "Noise near to that of one sample. ValueError for an amount outside [0,1]"
+    "Noise near to that of one sample. ValueError for an amount outside [0,1], or noise of several"
     if not 0<=amount<=1: raise ValueError(f'amount={amount}: it must be between 0 (no variation) and 1 (nothing stays).')
+    if noise.ndim==4 and len(noise)==1: noise = noise[0]
+    if noise.ndim!=3: raise ValueError(f'variations wants the noise of one sample [C,h,w]; this is {list(noise.shape)}: give one of its rows.')
     other = _randn(sample_generators(seed, range(n), 1), noise.shape).to(noise)  # not the first noise of samples of this seed
     return slerp(noise.expand_as(other), other, amount)

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, torch
 from PIL import Image
-from .autoencoder import LatentCodec, fast_dtype, keep_memory, send
+from .autoencoder import LatentCodec, fast_dtype, keep_memory, number_format, send
 from .sources import MAX_PIXELS, SPLITS, find_pictures, load_picture
 from .store import LatentQuantizer, LatentStore, fetch_store, is_url, read_index, replacing, shard_record, write_index, write_shard, _open_shard, _shard_problem, _try_lock
 
@@ -135,8 +135,6 @@ def _units(pictures, rows):
         for i in range(0, len(of), rows): yield f'{split}-{i//rows:05d}.arrow', of[i:i+rows].tolist()
 
 # %% ../nbs/03_encode.ipynb #1e7206b5
-_DTYPES = dict(bf16=torch.bfloat16, fp32=torch.float32)
-
 @keep_memory()
 def _encode_shard(stream, rows, job, codec, tell):
     "Take a shard's decoded batches from `stream` and encode them; gives the arguments of `write_shard`"
@@ -146,7 +144,7 @@ def _encode_shard(stream, rows, job, codec, tell):
         good = [(i,a) for i,a in zip(batch, arrays) if not isinstance(a, str)]
         errors += [dict(key=ps.keys[i], error=a) for i,a in zip(batch, arrays) if isinstance(a, str)]
         if good:
-            parts.append(_encode_fitting(codec, [a for _,a in good], _DTYPES[plan['precision']], plan['flip'], plan['moments']))
+            parts.append(_encode_fitting(codec, [a for _,a in good], number_format(plan['precision']), plan['flip'], plan['moments']))
             used += [i for i,_ in good]
         tell(len(batch))
     none = np.empty((0,*job.shape), np.float16)
@@ -273,7 +271,7 @@ def _decide(job, codec, auto, n=256):
         batches = [rows[i:i+plan['batch_size']] for i in range(0, len(rows), plan['batch_size'])]
         good = [g for _,arrays in _decoded(job, batches) if (g := [a for a in arrays if not isinstance(a, str)])]
         if not good: raise ValueError(f'None of {len(rows)} training pictures could be used to find the range of the latents. Look at the pictures, or use float16.')
-        z = [_encode_fitting(codec, g, _DTYPES[plan['precision']])['latent'].float().cpu() for g in good]
+        z = [_encode_fitting(codec, g, number_format(plan['precision']))['latent'].float().cpu() for g in good]
         plan['quantizer'] = LatentQuantizer.fit(torch.cat(z)).to_dict()
     return plan
 
@@ -414,7 +412,7 @@ def encode_cost(
     plan = dict(size=size, crop=_one_of('crop', crop, 'center', 'random', 'none'), flip=flip, moments=moments, seed=seed, max_pixels=MAX_PIXELS,
                 batch_size=_whole('batch_size', batch_size))
     job = _Job(ps, None, None, plan, shape, _whole('workers', _cores() if workers is None else workers))
-    rate, tried, bad = _probe(job, codec, _DTYPES[precision] if precision!='auto' else fast_dtype(codec.device), seconds)
+    rate, tried, bad = _probe(job, codec, number_format(precision, codec.device), seconds)
     labels = ps.labels[ps.labels>=0]
     return dict(pictures=len(ps), missing=ps.missing, splits={s: int((ps.splits==s).sum()) for s in SPLITS}, captions=ps.captions is not None, shape=shape,
                 classes=dict(zip(ps.classes, np.bincount(labels, minlength=len(ps.classes)).tolist())) if len(labels) else {},

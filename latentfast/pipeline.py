@@ -107,6 +107,15 @@ class _BothTold(Autoguided):
         return guide(weak, strong, self.scale, self.rescale)
 
 # %% ../nbs/12_pipeline.ipynb #d318c1e8
+_NOT_PASSED = {*'model n steps batch_size shape schedule objective progress callback yield_steps'.split()}  # of `sample`'s arguments those that the pipeline gives itself
+
+def _pil(p):
+    "A PIL picture"
+    if isinstance(p, np.ndarray) and p.dtype==np.uint8 and p.ndim in (2,3): p = Image.fromarray(p)
+    if isinstance(p, Image.Image): return p
+    what = f'{p.dtype} array of shape {list(p.shape)}' if isinstance(p, np.ndarray) else type(p).__name__
+    raise ValueError(f'A picture is given as a PIL picture, a uint8 array [H,W,3] or a tensor [B,3,H,W] in [-1,1]; this is a {what}. PIL.Image.open reads a file.')
+
 class LatentDiffusionPipeline(DiffusionPipeline):
     "U-Net, autoencoder, schedule and normaliser of a latent diffusion model, as a diffusers pipeline"
     _optional_components = ['weak_unet']
@@ -191,13 +200,16 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         return decode_tiled(self.codec, z, None if tile is True else tile) if tile else self.codec.decode(z)
 
     def encode(self,
-        pictures,        # A PIL picture or a list of them, read as for training, cut and resized to fit; or a tensor [B,3,H,W] in [-1,1]
+        pictures,        # PIL pictures or uint8 arrays [H,W,3], one or a list, read as for training, cut and resized to fit; or tensors [3,H,W] or [B,3,H,W] in [-1,1]
         size:int=None    # Height and width in pixels; the training pictures' if not given
     ):                   # Normalised latents [B,C,h,w], and the pictures as a tensor
-        "Pictures to normalised latents"
+        "Pictures to normalised latents. ValueError for what is no picture"
         _,h,w = self._latent_shape(size)
-        if not isinstance(pictures, torch.Tensor):
-            pictures, to = pictures if isinstance(pictures, (list,tuple)) else [pictures], (w*self.codec.factor, h*self.codec.factor)
+        if isinstance(pictures, (list,tuple)) and pictures and all(isinstance(p, torch.Tensor) for p in pictures): pictures = torch.stack(list(pictures))
+        if isinstance(pictures, torch.Tensor): pictures = pictures if pictures.ndim==4 else pictures[None]
+        else:
+            many = isinstance(pictures, (list,tuple)) or getattr(pictures, 'ndim', 0)==4
+            pictures, to = [_pil(p) for p in (pictures if many else [pictures])], (w*self.codec.factor, h*self.codec.factor)
             pictures = to_tensor([ImageOps.fit(_rgb(ImageOps.exif_transpose(p)), to, Image.Resampling.LANCZOS) for p in pictures])
         return self.normalizer.normalize(self.codec.encode(pictures)), pictures
 
@@ -237,13 +249,15 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         negative_prompt=None,   # See `__call__`
         cond_image=None,        # See `__call__`
         guidance_scale:float=1.,# See `__call__`
-        unet=None               # Another network that is told; the pipeline's own if not given
+        unet=None,              # Another network that is told; the pipeline's own if not given
+        size:int=None           # Height and width in pixels of what is made
     ) -> dict:                  # cond and uncond, for `sample_latents`; empty if nothing is asked for
         "What is asked for, as tensors. ValueError for what the model can't be told"
         if label is prompt is negative_prompt is cond_image is None: return {}
         if cond_image is not None and not isinstance(cond_image, torch.Tensor):
             if not (about := self.config.cond_picture): raise ValueError('cond_image was given, and this model was trained without such pictures.')
-            cond_image = LatentNormalizer(about['mean'], about['std']).normalize(self.normalizer.denormalize(self.encode(cond_image, about['size'])[0]))
+            side = about['size'] if size is None else about['size']*self._latent_shape(size)[-1]//self._latent_shape()[-1]
+            cond_image = LatentNormalizer(about['mean'], about['std']).normalize(self.normalizer.denormalize(self.encode(cond_image, side)[0]))
         cond,uncond = describe(self.unet if unet is None else unet, n, label, prompt, negative_prompt, cond_image, self.classes,
                                (lambda: self.text_encoder) if self.config.prompt_encoder else None, guidance_scale)
         return dict(cond=cond, uncond=uncond)
@@ -280,7 +294,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
     ):                  # Noise [B,C,h,w]: `latents=` for a call with sampler='ddim', as many steps, precision=None and the same label or prompt
         "The noise that leads back to some pictures, to be turned and mixed by `variations` and `slerp`. ValueError for what is out of range"
         z = self.encode(pictures, size)[0].to(self.device)
-        cond = self.conditions(len(z), label, prompt, cond_image=cond_image).get('cond')
+        cond = self.conditions(len(z), label, prompt, cond_image=cond_image, size=size).get('cond')
         return ddim_invert(self.unet, z, steps, refine, self.config.schedule, self.objective, cond=cond)
 
     @torch.no_grad()
@@ -302,7 +316,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         cond_image=None,             # For a model that was trained with a second store: a picture that tells it what to make, or a list of one a sample; or maps [n,C,h,w]
         image=None,                  # A picture to start from, or a list of one a sample
         strength:float=1.,           # With `image`: how much of it is made new, in (0,1]; .6 is a good start
-        mask_image=None,             # With `image`: white where something new is made; black is kept, pixel for pixel
+        mask_image=None,             # With `image`: white where something new is made; black or transparent is kept, pixel for pixel
         latents=None,                # The first noise [n,C,h,w], such as `invert` gives, instead of the seed's
         generator=None,              # A torch.Generator that the seed is drawn from, instead of `seed`
         callback_on_step_end=None,   # Called after each step with (pipeline, step, timestep, dict of tensors); may return dict(latents=new ones)
@@ -324,16 +338,16 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         if isinstance(batch_size, (str,list,tuple)):
             if prompt is not None: raise ValueError(f'Two prompts were given, {batch_size!r} and {prompt!r}: give one of them.')
             batch_size,prompt = None,batch_size
-        if isinstance(generator, (list,tuple)):
-            raise ValueError('generator: give one, or a seed. Each picture of a batch has a stream of its own by its number, so a list is not needed.')
+        if isinstance(generator, (list,tuple)) or isinstance(seed, (list,tuple)):
+            raise ValueError('generator and seed: give one of them, and one number. Each picture of a batch has a stream of its own by its number, so a list is not needed.')
         if generator is not None: seed = torch.randint(2**31, (), generator=generator, device=generator.device).item()
         if sampler is None and not eta: sampler = self._sampler()
         sampler, num_inference_steps = sampler_and_steps(sampler, num_inference_steps, eta)
         if height!=width or height is not None and size not in (None, height):
             raise ValueError(f'height={height}, width={width}, size={size}: pictures are square; give size alone, or the same for all.')
         size = size if height is None else height
-        if extra := sorted({*kwargs}-{*inspect.signature(sample).parameters}):
-            raise ValueError(f'{", ".join(extra)}: there is no such argument. There are {", ".join(list(inspect.signature(self.__call__).parameters)[:-1])}, and those of `sample`.')
+        if extra := sorted({*kwargs}-({*inspect.signature(sample).parameters}-_NOT_PASSED)):
+            raise ValueError(f'{", ".join(extra)}: there is no such argument. There are {", ".join(list(inspect.signature(self.__call__).parameters)[:-1])}, and of those of `sample` {", ".join(k for k in inspect.signature(sample).parameters if k not in _NOT_PASSED)}.')
         f, h, w = self.codec.factor, *self._latent_shape(size)[1:]
         many = lambda o: isinstance(o, (list,tuple)) or getattr(o, 'ndim', 0) in (1,4)
         if (k := num_images_per_prompt)!=1:
@@ -345,6 +359,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         unet, alone = self.unet, [k for k,v in dict(prompt=prompt, negative_prompt=negative_prompt, cond_image=cond_image, weak=weak).items() if v is not None]
         if classifier is not None:
             if label is None: raise ValueError('classifier wants label=, the class to steer to.')
+            alone += ['guidance_rescale']*bool(kwargs.get('guidance_rescale'))
             if alone: raise ValueError(f'A classifier steers to label= and nothing else: leave out {alone[0]}=, or the classifier.')
             c = getattr(classifier, 'config', None)
             kwargs['cond'] = class_numbers(label, batch_size, list(getattr(c, 'classes', None) or range(getattr(c, 'n_classes', 0))))
@@ -352,10 +367,10 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         elif weak is not None:
             if negative_prompt is not None: raise ValueError('Guidance moves away from negative_prompt= or from weak=: leave out one of them.')
             unet = self._autoguided(weak, guidance_scale, kwargs.pop('guidance_rescale', 0.))
-            told = [self.conditions(batch_size, label, prompt, cond_image=cond_image, unet=net) for net in (self.unet, unet.weak)]
+            told = [self.conditions(batch_size, label, prompt, cond_image=cond_image, unet=net, size=size) for net in (self.unet, unet.weak)]
             if told[0]: kwargs['cond'] = tuple(o['cond'] for o in told)
         else:
-            kwargs |= dict(guidance_scale=guidance_scale, **self.conditions(batch_size, label, prompt, negative_prompt, cond_image, guidance_scale))
+            kwargs |= dict(guidance_scale=guidance_scale, **self.conditions(batch_size, label, prompt, negative_prompt, cond_image, guidance_scale, size=size))
             if guidance_scale!=1 and kwargs.get('cond') is None:
                 takes = getattr(self.unet, 'takes', set())
                 can = [f'{a}=' for t,a in (('label','label'), ('text','prompt'), ('picture','cond_image')) if t in takes]
@@ -368,7 +383,8 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             shown = min(shown, _n_timesteps(1, min(max(strength, 1e-3), 1., kwargs.get('t_max') or 1.)))  # there may not be more
         elif mask_image is not None or strength!=1: raise ValueError('mask_image and strength want image=, the picture to start from.')
         if mask_image is not None:
-            if hasattr(mask_image, 'convert'): mask_image = ImageOps.fit(ImageOps.exif_transpose(mask_image).convert('L'), (w*f,h*f), Image.Resampling.NEAREST)
+            if hasattr(mask_image, 'convert'): mask_image = ImageOps.fit(ImageOps.exif_transpose(mask_image), (w*f,h*f), Image.Resampling.NEAREST)
+            elif (got := tuple(np.shape(mask_image)[-2:]))!=(h*f,w*f): raise ValueError(f'mask_image of {"×".join(map(str, got))}: it must have the picture\'s {h*f}×{w*f} pixels; one given as a PIL picture is resized.')
             kwargs['mask'] = latent_mask(mask_image, f)
         with self.progress_bar(total=shown*-(-batch_size//max(slice_size, 1))) as bar:
             def callback(i, k, x, x0):

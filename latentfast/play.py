@@ -117,7 +117,7 @@ def playground(
                 for step,x in forming(pipe, **kw):
                     if step: yield gr.skip() if x is None else _enlarged(x, size[1]), f'Step {step} of {kw["num_inference_steps"]}'
                     else: yield _enlarged(x, size[1]), f'Seed {kw["seed"]}, {kw["num_inference_steps"]} steps of {kw["sampler"]}: {time.time()-t:.1f} s'
-            except ValueError as e: raise gr.Error(str(e)) from None
+            except (ValueError, OSError) as e: raise gr.Error(str(e)) from None
         going = run.click(sample, list(ui.values()), [out, said], show_progress='minimal', api_name='sample')
         halt.click(lambda: None, cancels=[going], api_visibility='private').then(lambda: 'Stopped.', None, said, api_visibility='private')
     return page

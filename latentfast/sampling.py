@@ -14,7 +14,7 @@ from functools import lru_cache, wraps
 import numpy as np, torch
 from torch import nn, Tensor
 from tqdm.auto import tqdm
-from .autoencoder import fast_dtype, keep_memory
+from .autoencoder import keep_memory, number_format
 from .schedule import (N_STEPS, OBJECTIVES, SCHEDULES, _fine, abar, add_noise, diffusers_scheduler, t_to_timestep, target, timestep_to_t,
                                  to_eps, to_x0)
 
@@ -381,7 +381,7 @@ def sample_generators(
     stream:int=0 # 0 for what a sampler draws; another for numbers that have nothing to do with it
 ) -> list:  # One torch.Generator (CPU) a sample
     "A generator for each sample, seeded with (seed, number). ValueError for a seed below 0"
-    if seed!=int(seed) or seed<0: raise ValueError(f'seed={seed}: give a whole number, 0 or more.')
+    if isinstance(seed, (list,tuple)) or seed!=int(seed) or seed<0: raise ValueError(f'seed={seed}: give a whole number, 0 or more; each sample has numbers of its own by it.')
     words = lambda i: np.random.SeedSequence([int(seed), i, stream]).generate_state(1, np.uint64)
     return [torch.Generator().manual_seed(int(words(i)[0]>>1)) for i in idxs]
 
@@ -483,10 +483,10 @@ def sample(
     guidance_rescale:float=0., # In [0,1]: how much of the contrast that guidance adds is taken back; .7 is Lin and others' choice
     init:Tensor=None,    # Normalised latents to start from, [C,h,w] or [n,C,h,w]
     strength:float=1.,   # With `init`: the time in (0,1] that they are noised to; little changes little, 1 forgets them
-    mask:Tensor=None,    # With `init`: 1 where something new is made, 0 where `init` stays; [h,w] to [n,C,h,w]
+    mask:Tensor=None,    # With `init`: 1 where something new is made, 0 where `init` stays; [h,w], [n,1,h,w] or [n,C,h,w]
     threshold=None,      # Limit of the guesses of x0, or (limit, pct): see `threshold_x0`
     noise:Tensor=None,   # The first noise [n,C,h,w], instead of the seed's
-    precision='auto',    # Number format: 'auto' picks the device's fastest that is safe; None for float32
+    precision='auto',    # Number format: 'bf16', 'fp16', 'fp32', a torch dtype, or 'auto' for the device's fastest that is safe
     callback=None,       # Called after each step of each batch with (step 0.., timestep, xt, guess of x0)
     yield_steps:bool=False, # Give, step by step, the guess of x0 [n,C,h,w], at the last step the samples
     start:int=0,         # Number of the first sample: `n=1, start=7` is sample 7 of the seed; conditions and the like are those of these `n`
@@ -509,13 +509,13 @@ def sample(
         init,t_max = _like('init', init, shape, 'normalised latents'),min(strength, 1. if t_max is None else t_max)
         steps = min(steps, _n_timesteps(1, t_max))
     if mask is not None:
+        mask = torch.as_tensor(mask)
+        if mask.ndim==len(shape) and len(mask)!=1: raise ValueError(f'mask of shape {list(mask.shape)}: give one [h,w], or one a sample [n,1,h,w].')
         mask = _like('mask', mask[None] if mask.ndim==len(shape)-1 else mask, shape, 'a mask [h,w], or masks').float()
         if mask.min()<0 or mask.max()>1:
             raise ValueError(f'mask: its values lie between 0 and 1; these go from {mask.min():.3g} to {mask.max():.3g}.')
-    if threshold is not None: threshold_x0(torch.zeros(1,1), *(limit := threshold if isinstance(threshold, tuple) else (threshold,)))
+    if threshold is not None: threshold_x0(torch.zeros(1,1), *(limit := threshold if isinstance(threshold, (tuple,list)) else (threshold,)))
     if noise is not None: noise = _like('noise', noise, shape, 'noise')
-    if not (precision in ('auto', None) or isinstance(precision, torch.dtype)):
-        raise ValueError(f"precision={precision!r}: give 'auto', None for float32, or a torch dtype.")
     spacing = spacing or ('karras' if sampler in ('euler','euler_a','heun') else 'trailing')
     K = _n_timesteps(steps, t_max)
     if sampler in SOLVERS: _check_solver(sampler, steps, spacing, K)
@@ -524,7 +524,7 @@ def sample(
     if isinstance(model, nn.Module): model.to(memory_format=torch.channels_last)  # one layout, so that rounding is the same everywhere
     p = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     device = p.device if p is not None else torch.device('cpu')
-    dtype = fast_dtype(device) if precision=='auto' else precision or torch.float32
+    dtype = number_format(precision, device)
     if p is None or p.dtype!=torch.float32: dtype = torch.float32  # a model in half precision needs no autocast
 
     def run(idxs):

@@ -18,15 +18,15 @@ from PIL import Image
 _TURN = {2:Image.Transpose.FLIP_LEFT_RIGHT, 3:Image.Transpose.ROTATE_180, 4:Image.Transpose.FLIP_TOP_BOTTOM, 5:Image.Transpose.TRANSPOSE,
          6:Image.Transpose.ROTATE_270, 7:Image.Transpose.TRANSVERSE, 8:Image.Transpose.ROTATE_90}
 
-def _rgb(im):
-    "Any PIL picture as RGB: transparent parts white, deep greys scaled and not clipped"
+def _rgb(im, behind='white'):
+    "Any PIL picture as RGB: `behind` where it is transparent, deep greys scaled and not clipped"
     if im.mode.startswith('I') or im.mode=='F':
         a = np.nan_to_num(np.asarray(im).astype(np.float32))
         top = 65535 if im.mode!='F' or a.max()>255 else 255 if a.max()>1 else 1
         im = Image.fromarray((a/top*255).clip(0, 255).round().astype(np.uint8))
     if im.mode=='La': im = im.convert('LA')
     if im.mode in ('RGBA','RGBa','LA','PA') or 'transparency' in im.info:
-        im = im.convert('RGBA'); im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
+        im = im.convert('RGBA'); im = Image.alpha_composite(Image.new('RGBA', im.size, behind), im)
     return im if im.mode=='RGB' else im.convert('RGB')
 
 def _orientation(im):

@@ -45,6 +45,8 @@ class Noising(Callback):
         t_sampling:str='stratified'  # How training draws its times, one of `SAMPLE_T`
     ):
         target(torch.zeros(1,1), torch.zeros(1,1), abar(.5, schedule), objective)  # says so if there is no such schedule or objective
+        if objective=='eps' and schedule.endswith('_zsnr'):
+            raise ValueError(f"objective='eps' with schedule={schedule!r}: at its end there is only noise, and the noise says nothing of the picture. Take objective='v'.")
         sample_t(1, t_sampling, schedule=schedule, generator=torch.Generator())
         self.objective, self.schedule, self.valid_seed, self.t_sampling = objective, schedule, valid_seed, t_sampling
 
@@ -437,7 +439,7 @@ def diffusion_learner(
     perceptual=None,          # Beside the MSE: a latent classifier, its folder or 'tiny-imagenet' (bundled), all for `alignments` with it; a `PerceptualLoss`, an `Alignment`, or a list
     size:str='small',         # Size of the `LatentUNet`: 'tiny', 'small', 'base' or 'course'
     ema=.999,                 # Moving average of the weights: its decay; 'power' for a power function of width .1; None or 0 for none
-    precision='auto',         # Number format: 'auto' picks the device's fastest that is safe; None for float32
+    precision='auto',         # Number format: 'bf16', 'fp16', 'fp32', a torch dtype, or 'auto' for the device's fastest that is safe
     clip:float=1.,            # Largest norm of the gradient; None for any
     seed:int=None,            # One run's seed: weights, order, noise
     opt_func=partial(fused_adamw, wd=.01), # Any fastai optimiser

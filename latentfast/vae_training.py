@@ -25,7 +25,7 @@ from fastai.learner import Metric
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import default_device, set_seed
 from fastcore.basics import listify
-from .autoencoder import LatentCodec, fast_dtype, grid_image, psnr, show_images, to_tensor
+from .autoencoder import LatentCodec, grid_image, number_format, psnr, show_images, to_tensor
 from .callbacks import AutocastLearner, AutoPrecision, EpochSeed
 from .evaluation import features, fid
 from .lpips import PicturesToFloat
@@ -565,7 +565,7 @@ def vae_learner(
     disc_layers:int=3,       # Its halvings
     max_weight:float=1e4,    # Cap of its adaptive weight
     ema:float=.999,          # Decay of the moving average of the weights; None or 0 for none
-    precision='auto',        # Number format: 'auto' picks the device's fastest that is safe; None for float32
+    precision='auto',        # Number format: 'bf16', 'fp32', a torch dtype, or 'auto' for the device's fastest that is safe
     clip:float=1.,           # Largest norm of the gradient
     seed:int=None,           # One run's seed: weights, order, squares, noise
     opt_func=partial(OptimWrapper, opt=partial(torch.optim.Adam, betas=(.5,.9), fused=True)), # Any; LDM's, whose lr is 4.5e-6*bs
@@ -574,7 +574,6 @@ def vae_learner(
 ) -> VAELearner:
     "A `Learner` that trains an autoencoder (Esser et al. 2021, Rombach et al. 2022); raises `ValueError` for what doesn't belong together"
     if size not in _SIZES: raise ValueError(f"There is no size {size!r}: give 'tiny', or None for LDM's.")
-    if precision==torch.float16: raise ValueError(_COARSE)
     given = dict(channels=channels, layers=layers, attention=attention, codebook=codebook, kl_weight=kl_weight, restart=restart,
                  disc_start=disc_start, disc_channels=disc_channels)
     o = {k: _SIZES[size][k] if v is None else v for k,v in given.items()}
@@ -590,7 +589,8 @@ def vae_learner(
     watch = Watch(clip)
     shown = [Column('psnr', partial(watch.mean, 'psnr', 'valid'))]
     device = torch.device(dls.device or default_device())
-    added = [watch, Reconstruct(), AutoPrecision(fast_dtype(device) if precision=='auto' else precision, channels_last=device.type!='cpu')]
+    added = [watch, Reconstruct(), AutoPrecision(number_format(precision, device), channels_last=device.type!='cpu')]
+    if added[-1].asked==torch.float16: raise ValueError(_COARSE)
     if lpips is not None: added.append(LPIPSLoss(lpips, lpips_weight)); shown.append(Column('lpips', partial(watch.mean, 'lpips', 'valid')))
     if vq:
         added.append(book := CodebookLoss(codebook_weight, commitment, o['restart']))

@@ -82,7 +82,7 @@ def test_the_loss_on_features_and_the_weighting_are_chosen_by_name(work, model):
 
 def test_a_training_that_failed_before_anything_was_learnt_leaves_its_folder_free(work):
     assert 'not finite' in one_line_error('train', work/'store', work/'free', *TRAIN, '--lr', 1e20)
-    latentfast('train', work/'store', work/'free', *TRAIN, '--gradient-checkpointing', '--precision', 'float32')
+    latentfast('train', work/'store', work/'free', *TRAIN, '--gradient-checkpointing', '--precision', 'fp32')
     assert 'other arguments' in one_line_error('train', work/'store', work/'free', *TRAIN)
 
 def test_finished_work_is_not_done_again(work, model):
