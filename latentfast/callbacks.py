@@ -146,6 +146,7 @@ def _states(cbs): return {cb.name: cb.state_dict() for cb in cbs if hasattr(type
 class AutocastLearner(Learner):
     "A fastai `Learner` that leaves its callbacks and the autocast in order however it ends, and trains in several processes on any device"
     validating = False  # True while nothing is trained: `Checkpoint` asks
+    replaying = False   # True in the epochs of an earlier run that a `Checkpoint` leaves out
 
     def _to(self, dtype):
         if hasattr(self, 'auto_precision'): self.auto_precision.asked = dtype
@@ -168,9 +169,11 @@ class AutocastLearner(Learner):
         try:
             with keep_memory(): super().fit(n_epoch, lr, **kwargs)
         finally:
+            self.replaying = False
             for cb in self.cbs: cb.run = True
     def one_batch(self, i, b):
         "One batch, as fastai's"
+        if isinstance(b, (list,tuple)) and isinstance(b[0], Tensor): self.loaded = b[0], b[0]._version  # `Perceptual` asks whether callbacks change it
         try: super().one_batch(i, b)
         finally:
             if hasattr(self, 'auto_precision'): self.auto_precision._exit()
@@ -183,6 +186,7 @@ class AutocastLearner(Learner):
 
     def save(self, file, **kwargs):
         "As fastai's, and beside it what callbacks know, such as a moving average or a discriminator, as NAME.callbacks.pth"
+        if self.replaying: return join_path_file(file, self.path/self.model_dir, ext='.pth')  # what `SaveModelCallback` would save again are later weights
         path, states = super().save(file, **kwargs), {k: s for k,s in _states(self.cbs).items() if s and {*s}!={'history'}}  # pictures of the way are no part of a model
         if rank_distrib() or not isinstance(path, (str,Path)): return path
         if not states: self._beside(path).unlink(missing_ok=True); return path
@@ -235,13 +239,16 @@ def _seed_all(*numbers):
     return s
 
 class EpochSeed(Callback):
-    "Seed all random numbers, and the order of the training batches, from (`seed`, epoch) as each epoch starts"
+    "Seed all random numbers, and the order of the training batches, from (`seed`, epoch, and how many fits came before) as each epoch starts"
     order = -20
     def __init__(self,
         seed:int=0  # One run's seed
-    ): self.seed = seed
-    def before_train(self):    self.dls.train.rng = random.Random(_seed_all(self.seed, self.epoch, 0))
+    ): self.seed, self.fits = seed, -1
+    def before_fit(self): self.fits += not (hasattr(self.learn, 'lr_finder') or getattr(self.learn, 'validating', False))
+    def before_train(self):    self.dls.train.rng = random.Random(_seed_all(self.seed, self.epoch, 0, *[self.fits]*(self.fits>0)))
     def before_validate(self): _seed_all(self.seed, self.epoch, 1)
+    def state_dict(self): return dict(fits=self.fits)
+    def load_state_dict(self, state): self.fits = state['fits']
 
 # %% ../nbs/04a_callbacks.ipynb #3d34de8a
 def _device_rng(device): return torch.get_device_module(device), [device]*(device.type=='cuda')  # MPS has one device
@@ -266,7 +273,7 @@ class Checkpoint(Callback):
         settings=None,  # dict of plain values that must be the same when training goes on
         every=300.,     # Seconds between saves within an epoch; None for none
         after_save=None # Called with the epoch after which was saved, for a progress line
-    ): self.path, self.settings, self.every, self.after_save, self.saved, self.cost = Path(path), settings or {}, every, after_save, time.time(), 0.
+    ): self.path, self.settings, self.every, self.after_save, self.saved, self.cost, self.fits = Path(path), settings or {}, every, after_save, time.time(), 0., 0
 
     def before_fit(self):
         self.run = not (getattr(self.learn, 'validating', False) or hasattr(self.learn, 'lr_finder'))
@@ -279,13 +286,17 @@ class Checkpoint(Callback):
     def _load(self):
         try: self.state = torch.load(self.path, map_location='cpu', weights_only=True)
         except Exception as e: raise ValueError(f'{self.path} is damaged ({type(e).__name__}): delete it to train from the start.') from None
+        if (fits := self.state.get('fits', 0))!=self.fits:  # how many trainings of this learner were complete
+            if fits>self.fits: self.fits += 1; raise CancelFitException()  # so is this one: the next goes on
+            self.state = None  # of the one before
+            return
         theirs, ours = self.state['settings'], {**self.settings, 'n_epoch': self.n_epoch}
         diff = [f'{k}={theirs.get(k)!r} before, {ours.get(k)!r} now' for k in sorted({*theirs,*ours}) if theirs.get(k)!=ours.get(k)]
         if diff: raise ValueError(f'{self.path} belongs to a training with other settings ({"; ".join(diff)}). Use the same, or another output folder.')
         s, rec = self.state, self.recorder
         self.start = s['epoch'] + (not s['batch'])
         get_model(self.model).load_state_dict(s['model'])
-        self.opt.load_state_dict(s['opt'] if hasattr(self.opt, 'opt') else to_device(s['opt'], next(self.model.parameters()).device))  # torch's move what they load, fastai's don't
+        self.opt.load_state_dict(s['opt'] if isinstance(self.opt, OptimWrapper) else to_device(s['opt'], next(self.model.parameters()).device))  # torch's move what they load, fastai's don't
         for cb in self.cbs:
             if cb.name in s['cbs']: cb.load_state_dict(s['cbs'][cb.name])
         rec.losses, rec.lrs, self.learn.train_iter = list(s['losses']), list(s['lrs']), s['train_iter']
@@ -293,7 +304,8 @@ class Checkpoint(Callback):
         if self.seed is not None: self.seed = self.seed if s.get('seed') is None else s['seed']
 
     def before_epoch(self):
-        if self.epoch < self.start: raise CancelEpochException()
+        self.learn.replaying = self.epoch < self.start
+        if self.replaying: raise CancelEpochException()
         if self.seed is not None: self.dls.train.rng = random.Random(_seed_all(self.seed, self.epoch, 0))
     def before_validate(self):
         if self.seed is not None: _seed_all(self.seed, self.epoch, 1)
@@ -317,9 +329,11 @@ class Checkpoint(Callback):
     def after_epoch(self):
         if self.epoch < self.start:
             self.recorder.iters[-1] = self.state['iters'][self.epoch]
+            if self.epoch+1==self.n_epoch: self.fits += 1
             return
         self.done = 0
         if self.epoch+1==self.n_epoch or self.cost<.1 or time.time()-self.saved>20*self.cost: self._save(0)  # at most a twentieth of the time
+        if self.epoch+1==self.n_epoch: self.fits += 1
         if self.after_save: self.after_save(self.epoch)
 
     def _save(self, batch):
@@ -327,7 +341,7 @@ class Checkpoint(Callback):
         if rank_distrib(): return
         rec, smooth = self.recorder, self.recorder.smooth_loss
         number = lambda o: None if o is None else float(o)
-        state = dict(epoch=self.epoch, batch=batch, seed=self.seed, rng=_rng_state(next(self.model.parameters()).device), model=get_model(self.model).state_dict(), opt=self.opt.state_dict(), train_iter=self.train_iter,
+        state = dict(fits=self.fits, epoch=self.epoch, batch=batch, seed=self.seed, rng=_rng_state(next(self.model.parameters()).device), model=get_model(self.model).state_dict(), opt=self.opt.state_dict(), train_iter=self.train_iter,
             rows=[list(map(number, r)) for r in rec.values], smooth=[smooth.count, float(smooth.val)],
             losses=list(map(float, rec.losses)), lrs=list(map(float, rec.lrs)), iters=list(rec.iters),
             cbs=_states(self.cbs), settings={**self.settings, 'n_epoch': self.n_epoch})

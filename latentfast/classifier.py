@@ -289,7 +289,7 @@ class LatentCropErase(Callback):
 
     def state_dict(self): return {} if self.gen is None else dict(gen=self.gen.get_state(), device=str(self.gen.device))
     def load_state_dict(self, state):
-        if state: self.gen = torch.Generator(state['device']); self.gen.set_state(state['gen'])
+        if state and torch.device(state['device']).type==torch.device(self.dls.device).type: self.gen = torch.Generator(state['device']); self.gen.set_state(state['gen'])
 
 # %% ../nbs/05_classifier.ipynb #4e274781
 def _check_labels(store):

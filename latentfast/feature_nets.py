@@ -146,7 +146,7 @@ class Alignment:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
                 self.proj = nn.Sequential(nn.Conv2d(ni, self.hidden, 1), nn.SiLU(), nn.Conv2d(self.hidden, self.hidden, 1), nn.SiLU(), nn.Conv2d(self.hidden, no, 1))
-            self.opt = torch.optim.AdamW(self.proj.parameters(), self.lr, weight_decay=0.)
+            self.opt = torch.optim.AdamW(self.proj.parameters(), self.lr, weight_decay=0., fused=True)  # leaves out a step that `found_inf` forbids
         self.proj.to(z.device)
 
     def __call__(self,

@@ -12,12 +12,14 @@ from copy import deepcopy
 from functools import partial
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
+from diffusers import ModelMixin
 from torch import nn
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.hook import *
 from fastai.callback.schedule import *
 from fastai.callback.training import GradientClip
 from fastai.learner import Learner, Metric
+from fastai.optimizer import OptimWrapper
 from fastai.torch_core import distrib_barrier, get_model, rank_distrib, set_seed
 from fastcore.basics import listify
 from fastcore.meta import delegates
@@ -67,6 +69,7 @@ class Noising(Callback):
         self.learn.yb = (target(x0, eps, self.abar, self.objective),)
     def after_pred(self):
         if hasattr(self.pred, 'sample'): self.learn.pred = self.pred.sample
+        elif isinstance(self.pred, tuple): self.learn.pred = self.pred[0]
         if not self.training: self.learn.pred = self.pred.contiguous()  # what `get_preds(with_loss=True)` can view
 
     @property
@@ -78,6 +81,9 @@ class Weighting(Callback):
     def __init__(self,
         kind='min_snr' # What each sample's squared error counts: 'min_snr', 'p2' or None for 1
     ): loss_weight(abar(torch.tensor([.5])), 'v', kind); self.kind = kind
+    def before_fit(self):
+        if not isinstance(f := self.learn.loss_func, nn.MSELoss) and f is not F.mse_loss:
+            raise ValueError(f'weighting={self.kind!r} weighs squared errors, and the loss is {f}: give weighting=None with it.')
     def after_loss(self):
         n = self.learn.noising
         self.learn.loss_grad = ((self.pred-self.y).square().flatten(1).mean(1)*loss_weight(n.abar, n.objective, self.kind)).mean()
@@ -97,6 +103,8 @@ class Perceptual(Callback):
     def before_fit(self):
         if not hasattr(self.learn, 'noising'): raise ValueError('Perceptual needs the Noising callback: make the learner with diffusion_learner(..., perceptual=...).')
         self._prepare()
+        for l in self.losses:
+            if getattr(getattr(l.net, 'config', None), 'fingerprint', None): l.net.adapt_to(self.dls.store)  # another learner may have had it, or this one other data
         for l in self.alignments: l.opt.zero_grad()
         self.steps, self.late = ({n: make() for n in self.names} for make in (list, LateNumber))  # each term at each training step
         if rank_distrib(): distrib_barrier()  # the first process makes the files
@@ -119,10 +127,11 @@ class Perceptual(Callback):
         "For each loss a function from sample numbers to activations, or None"
         ds = getattr(self.dl, 'dataset', None)  # `summary` gives a list of one batch
         if rows is None or id(ds) not in self.known: return [None]*len(self.losses)
-        rows = send(rows, x0.device)
-        if self.unchecked:
+        b, version = getattr(self.learn, 'loaded', (x0, x0._version))
+        changed, rows = x0 is not b or x0._version!=version, send(rows, x0.device)
+        if self.unchecked or changed:
             self.unchecked, z = False, ds.store.normalizer.normalize(ds.at(rows.cpu()))
-            if not torch.allclose(z, x0.cpu().float(), atol=1e-3):
+            if changed or not torch.allclose(z, x0.cpu().float(), atol=1e-3):
                 warnings.warn('The latents are not those of the store: a callback changes them. The targets of the losses on features are not cached.')
                 self.known = {}
                 return [None]*len(self.losses)
@@ -175,7 +184,7 @@ class PerceptualTerm(Metric):
     def reset(self): self.total, self.n = 0., 0
     def accumulate(self, learn):
         n = len(learn.yb[0])
-        self.total, self.n = self.total+learn.to_detach(self.cb.terms[self._name])*n, self.n+n
+        if self.cb in learn.cbs: self.total, self.n = self.total+learn.to_detach(self.cb.terms[self._name])*n, self.n+n
     @property
     def value(self): return float(self.total)/self.n if self.n else None
 
@@ -200,6 +209,7 @@ class EMA(Callback):
         self.n, self.average, self.raw = 0, None, None
     def before_fit(self):
         self.run = not hasattr(self.learn, 'lr_finder')
+        if not self.n: self.average = None  # of weights that may have been loaded since
         self._begin()
         self.average.to(next(self.model.parameters()).device)
     def _begin(self):
@@ -211,7 +221,7 @@ class EMA(Callback):
         torch._foreach_lerp_(list(self.average.parameters()), [p.detach() for p in self.model.parameters()], 1-decay)
         for a,b in zip(self.average.buffers(), self.model.buffers()): a.copy_(b)
     def before_validate(self):
-        if self.average is not None: self.raw, self.learn.model = self.model, self.average
+        if self.n: self.raw, self.learn.model = self.model, self.average
     def after_validate(self):
         if self.raw is not None: self.learn.model, self.raw = self.raw, None
     def state_dict(self): return dict(n=self.n, model=self.average.state_dict()) if self.n else {}
@@ -250,10 +260,13 @@ class NaNGuard(Callback):
         clip:float=1.  # Largest norm of the gradient; None for any
     ): self.clip = clip
     def before_fit(self): self.late = LateNumber()
+    def _alignments(self): return self.learn.perceptual.alignments if hasattr(self.learn, 'perceptual') else []
     def before_step(self):
-        norm, opt = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip or math.inf), getattr(self.opt, 'opt', None)
+        norm, opt = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip or math.inf), self.opt.opt if isinstance(self.opt, OptimWrapper) else None
         late = norm.is_cuda and opt is not None and bool(opt.defaults.get('fused'))
-        if late: opt.found_inf, norm = (~norm.isfinite()).float(), self.late(norm)
+        if late:
+            for o in (opt, *(l.opt for l in self._alignments())): o.found_inf = (~norm.isfinite()).float()
+            norm = self.late(norm)
         if norm.isfinite(): return
         self.opt.zero_grad()
         if hasattr(self.learn, 'lr_finder'): raise CancelFitException()
@@ -333,8 +346,7 @@ class DiffusionLearner(AutocastLearner):
     @property
     def ema_model(self):
         "The model to sample from: the moving average if there is one"
-        average = self.ema.average if hasattr(self, 'ema') else None
-        return self.model if average is None else average
+        return self.ema.average if hasattr(self, 'ema') and self.ema.n else self.model
 
     def _do_epoch_validate(self, *args, **kwargs):
         try: super()._do_epoch_validate(*args, **kwargs)
@@ -433,7 +445,7 @@ def _check_told(model, told):
 # %% ../nbs/11_training.ipynb #e398592b
 def diffusion_learner(
     dls,                      # `LatentDataLoaders`
-    model=None,               # A network (xt, timestep) -> answer, such as `LatentUNet` or diffusers' `UNet2DModel`; a `LatentUNet` of `size` if not given
+    model=None,               # A network (xt, timestep) -> answer, such as `LatentUNet` or diffusers' `UNet2DModel`; with conditions (xt, timestep, dict), and the dict's keys as its `takes`; a `LatentUNet` of `size` if not given
     objective:str='v',        # What the network answers, one of `OBJECTIVES`: 'v' (safe at every noise level), 'eps' (the course's), 'x0', 'flow', 'karras'
     schedule:str='cosine',    # Noise schedule, one of `SCHEDULES`: 'cosine' (the course's), 'linear', 'scaled_linear', 'flow', ...
     perceptual=None,          # Beside the MSE: a latent classifier, its folder or 'tiny-imagenet' (bundled), all for `alignments` with it; a `PerceptualLoss`, an `Alignment`, or a list
@@ -450,6 +462,7 @@ def diffusion_learner(
     **kwargs                  # Passed to `Learner`
 ) -> DiffusionLearner:
     "A `Learner` that trains a latent diffusion model; raises `ValueError` where model, data and loss don't belong together"
+    if getattr(dls, 'store', None) is None: raise ValueError('diffusion_learner needs DataLoaders that know their store: make them with latent_dls(store).')
     C,h,w = dls.store.latent_shape
     if seed is not None: set_seed(seed)
     told = {k: v for c in dls.conds for k,v in c.unet.items()}
@@ -458,6 +471,7 @@ def diffusion_learner(
     channels = getattr(getattr(model, 'config', None), 'in_channels', C)
     if channels!=C: raise ValueError(f'The model takes {channels} channels, the latents of {dls.store.path} have {C}: make the model with in_channels={C}.')
     if isinstance(model, LatentUNet): _check_told(model, told)
+    elif told and isinstance(model, ModelMixin): raise ValueError(f'{type(model).__name__} takes its conditions its own way: train a LatentUNet, or wrap it in a module whose forward(x, timestep, cond) takes a dict, with `takes`, the set of its keys.')
     metrics, added = [], [Noising(objective, schedule, t_sampling=t_sampling), AutoPrecision(precision), NaNGuard(clip)]
     if weighting: added.append(Weighting(weighting))
     if told and cond_drop: added.append(ConditionDropout(cond_drop))
@@ -469,8 +483,8 @@ def diffusion_learner(
         for l in losses:
             if getattr(getattr(l.net, 'config', None), 'fingerprint', None): l.net.adapt_to(dls.store)
         added.append(Perceptual(losses)); metrics = [PerceptualTerm(added[-1], n) for n in added[-1].names]
-    kwargs = {'path': dls.store.path.parent, 'train_bn': False, **kwargs}
-    return DiffusionLearner(dls, model, loss_func=nn.MSELoss(), opt_func=opt_func, metrics=metrics, cbs=[*added, *listify(cbs)], **kwargs)
+    kwargs = {'path': dls.store.path.parent, 'train_bn': False, 'loss_func': nn.MSELoss(), **kwargs}
+    return DiffusionLearner(dls, model, opt_func=opt_func, metrics=[*metrics, *listify(kwargs.pop('metrics', None))], cbs=[*added, *listify(cbs)], **kwargs)
 
 # %% ../nbs/11_training.ipynb #63457e44
 class Track(Callback):
