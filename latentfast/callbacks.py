@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 import numpy as np, torch
-from fastai.callback.core import Callback, CancelBatchException, CancelEpochException
+from fastai.callback.core import Callback, CancelBatchException, CancelEpochException, CancelFitException
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import *
 from fastai.learner import Learner, Recorder, replacing_yield

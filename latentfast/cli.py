@@ -394,6 +394,7 @@ def _opened(path, as_rgb=True):
         'of the same latents, such as one trained for a tenth of the time'),
     arg('--guidance-scale', type=REAL, help='how strongly to follow the class, prompt, picture or classifier, or to go away from --weak; if not given 3 '
         'with one of the former, 1.5 with --weak, else 1 for not at all'),
+    arg('--guidance-interval', type=REAL, nargs=2, metavar=('FROM','TO'), help='times between 0 and 1 at which guidance counts; all if not given, or 0 to .5 with --weak'),
     arg('--start', type=WHOLE, default=0, help='number of the first picture: each has a seed of its own, so that machines can share a job'),
     arg('--video', metavar='FILE', help='also write a film (.webp, .gif or .png) of the pictures as they form'),
     arg('--strip', metavar='PICTURE', help='also write a strip of the pictures as they form'),
@@ -429,6 +430,7 @@ def _sample(a):
     if a.negative_prompt is not None: kw['negative_prompt'] = a.negative_prompt
     if a.cond_image: kw['cond_image'] = _opened(a.cond_image)
     if a.weak: kw['weak'] = a.weak
+    if a.guidance_interval: kw['guidance_interval'] = a.guidance_interval
     scale = a.guidance_scale if a.guidance_scale is not None else 1.5 if a.weak else 3. if {'classifier','label','prompt','negative_prompt','cond_image'}&{*kw} else 1.
     def draw(i, j):
         part = {**kw, 'prompt': kw['prompt'][i:j]} if prompts else kw

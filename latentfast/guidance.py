@@ -8,7 +8,7 @@ __all__ = ['ClassifierGuided', 'Autoguided']
 # %% ../nbs/10a_guidance.ipynb #91ed7e5c
 import math, torch
 from torch import nn, Tensor
-from .sampling import _setting, guide, predict
+from .sampling import _interval, _setting, _within, guide, predict
 from .schedule import OBJECTIVES, SCHEDULES, _fine, abar, target, timestep_to_t, to_eps, to_x0
 
 # %% ../nbs/10a_guidance.ipynb #4d8c571c
@@ -54,10 +54,11 @@ class Autoguided(nn.Module):
         model,             # The model
         weak,              # An earlier or smaller one with the same objective, schedule and conditions
         scale:float=1.5,   # 1 for the model itself; 1.5 was the best on CIFAR-10, and 2 no better than 1
-        rescale:float=0.   # In [0,1]: how much of the contrast that guidance adds is taken back
+        rescale:float=0.,  # In [0,1]: how much of the contrast that guidance adds is taken back
+        interval=(0.,.5)   # Times (from, to) in [0,1] at which the weak one is asked; None for all
     ):
         super().__init__()
-        self.model, self.weak, self.scale, self.rescale, self.config = model, weak, scale, rescale, getattr(model, 'config', None)
+        self.model, self.weak, self.scale, self.rescale, self.interval, self.config = model, weak, scale, rescale, _interval(interval), getattr(model, 'config', None)
         for name in 'objective','schedule','in_channels':
             a,b = (getattr(getattr(m, 'config', None), name, None) for m in (model, weak))
             if None not in (a,b) and a!=b:
@@ -69,4 +70,7 @@ class Autoguided(nn.Module):
         cond=None     # The condition, if the models take one
     ) -> Tensor:      # The guided answer
         "Karras and others 2024, equation 3"
-        return guide(predict(self.weak, x, timestep, cond), predict(self.model, x, timestep, cond), self.scale, self.rescale)
+        ours,theirs = self._told(cond)
+        strong = predict(self.model, x, timestep, ours)
+        return guide(predict(self.weak, x, timestep, theirs), strong, self.scale, self.rescale) if _within(timestep, self.interval) else strong
+    def _told(self, cond): return cond,cond

@@ -21,7 +21,7 @@ from .conditioning import PictureCondition, TextCondition, class_numbers, descri
 from .decoding import decode_tiled, fit_preview, preview
 from .editing import ddim_invert, latent_mask
 from .guidance import Autoguided, ClassifierGuided
-from .sampling import SOLVERS, _n_timesteps, guide, predict, sample, sampler_and_steps
+from .sampling import SOLVERS, _n_timesteps, sample, sampler_and_steps
 from .schedule import N_STEPS, OBJECTIVES, abar, diffusers_scheduler, timestep_to_t
 from .sources import _rgb
 from .store import LatentNormalizer, _names_in
@@ -102,9 +102,7 @@ _SAMPLER_OF = {**{v: k for k,v in reversed(SOLVERS.items())}, 'DDIMScheduler':'d
 
 class _BothTold(Autoguided):
     "Two networks, each of which is told in its own way: their text encoders differ"
-    def forward(self, x, timestep, cond=(None,None)):
-        strong,weak = (predict(net, x, timestep, c) for net,c in zip((self.model, self.weak), cond))
-        return guide(weak, strong, self.scale, self.rescale)
+    def _told(self, cond): return (None,None) if cond is None else cond
 
 # %% ../nbs/12_pipeline.ipynb #d318c1e8
 _NOT_PASSED = {*'model n steps batch_size shape schedule objective progress callback yield_steps'.split()}  # of `sample`'s arguments those that the pipeline gives itself
@@ -229,7 +227,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         "Sample latents; raises `ValueError` for a size that the networks can't make"
         unet = self.unet
         if weak is not None:
-            unet = self._autoguided(weak, kwargs.pop('guidance_scale', 1.5), kwargs.pop('guidance_rescale', 0.)); kwargs.pop('uncond', None)
+            unet = self._autoguided(weak, kwargs.pop('guidance_scale', 1.5), kwargs); kwargs.pop('uncond', None)
             if kwargs.get('cond') is not None: kwargs['cond'] = (kwargs['cond'],)*2
         if kwargs.get('sampler') is None and not kwargs.get('eta'): kwargs['sampler'] = self._sampler()
         return sample(unet, n, **self._about(size), **kwargs)
@@ -269,7 +267,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
                 latent_shape=self._latent_shape(), normalizer=self.normalizer, image_size=classifier.config.image_size))
         return ClassifierGuided(self.unet, classifier.to(self.device), scale, self.config.schedule, self.objective)
 
-    def _autoguided(self, weak, scale, rescale):
+    def _autoguided(self, weak, scale, kwargs):
         "The U-Net guided away from a weaker one, checked to be of the same latents"
         if weak is True:
             if self.weak_unet is None: raise ValueError('weak=True: this model has no weaker one with it. Train with cbs=KeepWeak(), or give a model.')
@@ -281,7 +279,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
                 if a!=b: raise ValueError(f'weak: its {k} is {str(b)[:60]}, and not {str(a)[:60]}. Give an earlier or smaller model of the same training.')
             weak = weak.unet
         if scale==1: warnings.warn('A weaker model has no say at guidance_scale=1: give more, such as 1.5.')
-        return _BothTold(self.unet, weak.to(self.device), scale, rescale)
+        return _BothTold(self.unet, weak.to(self.device), scale, kwargs.pop('guidance_rescale', 0.), kwargs.pop('guidance_interval', (0.,.5)))
 
     def invert(self,
         pictures,       # Pictures, as for `encode`
@@ -359,14 +357,14 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         unet, alone = self.unet, [k for k,v in dict(prompt=prompt, negative_prompt=negative_prompt, cond_image=cond_image, weak=weak).items() if v is not None]
         if classifier is not None:
             if label is None: raise ValueError('classifier wants label=, the class to steer to.')
-            alone += ['guidance_rescale']*bool(kwargs.get('guidance_rescale'))
+            alone += [k for k in ('guidance_rescale','guidance_interval') if kwargs.get(k)]
             if alone: raise ValueError(f'A classifier steers to label= and nothing else: leave out {alone[0]}=, or the classifier.')
             c = getattr(classifier, 'config', None)
             kwargs['cond'] = class_numbers(label, batch_size, list(getattr(c, 'classes', None) or range(getattr(c, 'n_classes', 0))))
             unet = self._guided(classifier, guidance_scale)
         elif weak is not None:
             if negative_prompt is not None: raise ValueError('Guidance moves away from negative_prompt= or from weak=: leave out one of them.')
-            unet = self._autoguided(weak, guidance_scale, kwargs.pop('guidance_rescale', 0.))
+            unet = self._autoguided(weak, guidance_scale, kwargs)
             told = [self.conditions(batch_size, label, prompt, cond_image=cond_image, unet=net, size=size) for net in (self.unet, unet.weak)]
             if told[0]: kwargs['cond'] = tuple(o['cond'] for o in told)
         else:

@@ -297,6 +297,18 @@ def guide(
     dims = tuple(range(1, pred.ndim))
     return pred*(rescale*strong.std(dims, keepdim=True)/pred.std(dims, keepdim=True)+1-rescale)
 
+def _interval(interval):
+    "(from, to) as floats, or None"
+    if interval is None: return None
+    try: lo,hi = map(float, interval)
+    except (TypeError, ValueError): lo,hi = 1,0
+    if not 0<=lo<hi<=1: raise ValueError(f'guidance_interval={interval}: give two times between 0 and 1, the smaller first, such as (0,.5); None for all times.')
+    return lo,hi
+
+def _within(k, interval):
+    "Is the timestep of all these samples, [B] or [], within the interval?"
+    return interval is None or interval[0]-1e-6<=timestep_to_t(_fine(k.flatten()[:1])).item()<=interval[1]+1e-6
+
 # %% ../nbs/10_sampling.ipynb #413926e1
 def _takes_cond(model):
     "Whether the model has a place for a condition, and whether it wants one"
@@ -341,12 +353,12 @@ def _cat(a, b):
     if isinstance(a, tuple): return tuple(_cat(*o) for o in zip(a, b))
     return torch.cat([a, b])
 
-def _conditioned(model, cond, uncond, scale, rescale):
-    "The model with its condition in place; guided if scale isn't 1"
+def _conditioned(model, cond, uncond, scale, rescale, interval=None):
+    "The model with its condition in place; guided within the interval if scale isn't 1"
     if cond is None: return model
     if scale==1: return lambda x, k: predict(model, x, k, cond)
     both = _cat(uncond, cond)
-    return lambda x, k: guide(*predict(model, torch.cat([x,x]), torch.cat([k,k]), both).chunk(2), scale, rescale)
+    return lambda x, k: guide(*predict(model, torch.cat([x,x]), torch.cat([k,k]), both).chunk(2), scale, rescale) if _within(k, interval) else predict(model, x, k, cond)
 
 # %% ../nbs/10_sampling.ipynb #29410d0c
 def change_x0(
@@ -481,6 +493,7 @@ def sample(
     uncond=None,         # What stands for no condition, in the same form; wanted if guidance_scale isn't 1
     guidance_scale:float=1., # Classifier-free guidance: 1 for none
     guidance_rescale:float=0., # In [0,1]: how much of the contrast that guidance adds is taken back; .7 is Lin and others' choice
+    guidance_interval=None, # Times (from, to) in [0,1] at which guidance counts, such as (0,.5); all if not given. Kynkäänniemi and others 2024
     init:Tensor=None,    # Normalised latents to start from, [C,h,w] or [n,C,h,w]
     strength:float=1.,   # With `init`: the time in (0,1] that they are noised to; little changes little, 1 forgets them
     mask:Tensor=None,    # With `init`: 1 where something new is made, 0 where `init` stays; [h,w], [n,1,h,w] or [n,C,h,w]
@@ -498,7 +511,7 @@ def sample(
     if start!=int(start) or start<0: raise ValueError(f'start={start}: give a whole number, 0 or more.')
     _check_eta(eta)
     if eta and sampler not in ('ddim','euler'): raise ValueError(f"eta={eta} is for the samplers 'ddim' and 'euler', not for {sampler!r}.")
-    guide(*torch.zeros(2,1,2), guidance_scale, guidance_rescale)
+    guide(*torch.zeros(2,1,2), guidance_scale, guidance_rescale); guidance_interval = _interval(guidance_interval)
     _check_cond(model, cond, uncond, guidance_scale)
     shape = _sample_shape(model, shape)
     schedule,objective = _setting(model, 'schedule', schedule, SCHEDULES),_setting(model, 'objective', objective, OBJECTIVES)
@@ -533,7 +546,7 @@ def sample(
         rows = lambda name, o: None if o is None else _rows(name, o, idxs, n, device)
         if noise is not None: x = rows('noise', noise).to(x)
         x0,m = rows('init', init),rows('mask', mask)
-        f = _conditioned(model, rows('cond', cond), rows('uncond', uncond), guidance_scale, guidance_rescale)
+        f = _conditioned(model, rows('cond', cond), rows('uncond', uncond), guidance_scale, guidance_rescale, guidance_interval)
         if threshold is not None: f = change_x0(f, lambda x: threshold_x0(x, *limit), schedule, objective)
         if m is not None: f = change_x0(f, lambda x: torch.lerp(x0.to(x), x, m.to(x)), schedule, objective)
         return _steps(sampler)(f, x, steps=steps, eta=eta, schedule=schedule, objective=objective, noise=gens, spacing=spacing, t_max=t_max,

@@ -402,7 +402,7 @@ class DiffusionLearner(AutocastLearner):
         if weak is not None:
             if negative_prompt is not None: raise ValueError('Guidance moves away from negative_prompt= or from weak=: leave out one of them.')
             asked.pop('uncond', None)
-            model, guidance_scale = Autoguided(model, self._weak(weak), guidance_scale, kwargs.pop('guidance_rescale', 0.)), 1.
+            model, guidance_scale = Autoguided(model, self._weak(weak), guidance_scale, kwargs.pop('guidance_rescale', 0.), kwargs.pop('guidance_interval', (0.,.5))), 1.
         return sample(model, n, schedule=self.noising.schedule, objective=self.noising.objective, shape=self.dls.store.latent_shape,
                       guidance_scale=guidance_scale, **asked, **kwargs)
     def _weak(self, weak):
