@@ -68,8 +68,8 @@ def _demo(a):
     demo(a.out, minutes=a.minutes, size=a.size, data=a.data, compare=a.compare, seed=a.seed, weight=a.weight, unet=a.unet)
 
 # %% ../nbs/17_cli.ipynb #869ba3a8
-def _claim(out, command, settings):
-    "Make folder `out` for `command`, or go on in it; gives whether its work is finished already"
+def _claim(out, command, settings, may_change=()):
+    "Make folder `out` for `command`, or go on in it, also if what `may_change` is another now; gives whether its work is finished already"
     from latentfast.store import _names_in
     out, note = Path(out), Path(out)/'training.json'
     if out.exists() and (not out.is_dir() or _names_in(out) and not note.exists()):
@@ -78,12 +78,12 @@ def _claim(out, command, settings):
         try: before = json.loads(note.read_text())
         except ValueError: raise ValueError(f'{note} is damaged: delete {out} to train again.') from None
         if before['command']!=command: raise ValueError(f'{out} was made by {before["command"]}: give another folder.')
-        was = before['settings']
-        diff = '; '.join(f'{k}: {was.get(k)!r} before, {settings.get(k)!r} now' for k in {**was, **settings} if was.get(k)!=settings.get(k))
+        was, free = before['settings'], () if before.get('finished') else may_change
+        diff = '; '.join(f'{k}: {was.get(k)!r} before, {settings.get(k)!r} now' for k in {**was, **settings} if was.get(k)!=settings.get(k) and k not in free)
         if diff: raise ValueError(f'{out} belongs to a training with other arguments ({diff}): give the same, or another folder.')
         if before.get('finished'): return True
     out.mkdir(parents=True, exist_ok=True)
-    if not note.exists(): _write(note, dict(command=command, settings=settings))
+    _write(note, dict(command=command, settings=settings))
     return False
 
 def _write(path, what):
@@ -95,12 +95,13 @@ def _finish(out, **results):
     _write(note, {**json.loads(note.read_text()), 'finished': True, **results})
     (Path(out)/'checkpoint.pt').unlink(missing_ok=True)
 
-def _fit(a, learn, settings, lr, cbs=(), **kwargs):
-    "Train what `learn` holds in folder `a.out`; gives its last row of figures, or None if that was done before"
+def _fit(a, learn, settings, lr, cbs=(), may_change=(), **kwargs):
+    "Train what `learn` holds in folder `a.out`; gives its last row of figures, or None if that was done before. What of the settings `may_change` doesn't keep it from going on"
     from latentfast.callbacks import Checkpoint
     from latentfast.store import _names_in
-    if _claim(a.out, a.command, settings): return print(f'{a.out} is trained already.')
-    try: learn.fit_quietly(a.epochs, lr, label=a.command, cbs=[Checkpoint(Path(a.out)/'checkpoint.pt', settings), *cbs], **kwargs)
+    if _claim(a.out, a.command, settings, may_change): return print(f'{a.out} is trained already.')
+    fixed = {k: v for k,v in settings.items() if k not in may_change}
+    try: learn.fit_quietly(a.epochs, lr, label=a.command, cbs=[Checkpoint(Path(a.out)/'checkpoint.pt', fixed), *cbs], **kwargs)
     except BaseException:
         if _names_in(a.out)<={'training.json'}: shutil.rmtree(a.out)  # nothing was learnt yet: the folder is free for other arguments
         raise
@@ -147,13 +148,13 @@ def _train_lpips(a):
 # %% ../nbs/17_cli.ipynb #20dfaf53
 @command(f'Train an autoencoder on your own pictures, as a diffusers folder that encode takes as --codec. {GOES_ON}',
     arg('src', help='pictures, as for encode'), arg('out', help='folder for the autoencoder'),
-    arg('--kind', default='kl', choices=['kl','vq'], help='AutoencoderKL or VQModel'),
+    arg('--kind', choices=['kl','vq'], help='AutoencoderKL or VQModel; kl, or what --start is, if not given'),
     arg('--model', choices=['tiny','ldm'], help='network and losses: 2.8 M parameters, for a laptop, or the 84 M of latent diffusion at 256 pixels; if not given tiny, '
         'and with --start what goes with that one\'s size'),
     arg('--start', metavar='CODEC', help="go on from this autoencoder instead of a new one: 'tiny', a folder or a hub id"),
-    arg('--size', type=COUNT, default=128, help='height and width in pixels of the squares that are cut out; 256 for ldm'),
+    arg('--size', type=COUNT, help='height and width in pixels of the squares that are cut out; 128 for tiny, 256 for ldm'),
     arg('--factor', type=COUNT, help='how many times smaller the latents are (ldm): 4, 8, 16 or 32'),
-    arg('--latent-channels', type=COUNT, default=4, help='channels of the latents'),
+    arg('--latent-channels', type=COUNT, help='channels of the latents; 4 if not given'),
     arg('--codebook', type=COUNT, help='codes of a VQ model; 1024 for tiny, 16384 for ldm'),
     arg('--epochs', type=COUNT, default=10, help='times through the training pictures'),
     arg('--per-epoch', type=COUNT, help='training pictures in an epoch; all if not given'),
@@ -175,17 +176,20 @@ def _train_vae(a):
     lpips = None if a.lpips=='none' else LPIPS.from_pretrained(a.lpips)
     model = LatentCodec.from_pretrained(a.start).model.requires_grad_(True) if a.start else None
     if a.model is None: a.model = 'ldm' if model is not None and sum(p.numel() for p in model.parameters())>2e7 else 'tiny'
+    if model is None: a.kind, a.latent_channels = a.kind or 'kl', a.latent_channels or 4
+    a.size = a.size or (128 if a.model=='tiny' else 256)
     lr = a.lr or (1e-3 if a.model=='tiny' else 4.5e-6*a.batch_size)
     settings = _settings(a, 'valid_pct size kind model start factor latent_channels codebook epochs per_epoch batch_size lpips kl_weight disc_weight '
                          'disc_start ema seed', pictures=pictures.hash(), lr=lr)
-    dls = picture_dls(pictures, a.size, bs=a.batch_size, per_epoch=a.per_epoch, num_workers=a.workers, seed=a.seed)
+    dls = picture_dls(pictures, a.size, bs=a.batch_size, valid_pct=a.valid_pct, per_epoch=a.per_epoch, num_workers=a.workers, seed=a.seed)
     learn = vae_learner(dls, size='tiny' if a.model=='tiny' else None, model=model, lpips=lpips,
         **_settings(a, 'kind factor latent_channels codebook kl_weight disc_weight disc_start ema seed'))
-    results = _fit(a, learn, settings, lr, [ReconstructionProgress(every=a.sample_every, folder=out/'progress')], moms=(.5,.5,.5))
+    results = _fit(a, learn, settings, lr, [ReconstructionProgress(every=a.sample_every, folder=out/'progress')], may_change=('lr','disc_weight','disc_start'))
     if results is None: return
     print(learn.export_codec(out))
     _finish(out, results=results)
-    print(f'{out}: PSNR {results["psnr"]:.1f} dB on {len(dls.valid_ds):,} held-out pictures. Pictures on the way: {out/"progress"}. '
+    way = f'Pictures on the way: {out/"progress"}. ' if (out/'progress').exists() else ''
+    print(f'{out}: PSNR {results["psnr"]:.1f} dB on {len(dls.valid_ds):,} held-out pictures. {way}'
           f'Next: latentfast encode SRC STORE --codec {out}')
 
 # %% ../nbs/17_cli.ipynb #30015dfc

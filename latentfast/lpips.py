@@ -63,6 +63,8 @@ class LPIPS(ModelMixin, ConfigMixin):
         x:Tensor  # Pictures [B,3,H,W] in [-1,1]
     ) -> list:    # [B,C,h,w] for each layer, of length 1 over the channels, float32
         "The backbone's activations, normalised"
+        s = self.backbone.feature_info.reduction()[-1]  # nets with skips between levels want whole cells of the coarsest
+        x = F.pad(x, (0, -x.shape[-1]%s, 0, -x.shape[-2]%s), mode='replicate')
         return [F.normalize(f.float(), dim=1, eps=1e-10) for f in self.backbone(((x+1)/2-self.shift)/self.scale)]
 
     def distance(self,

@@ -310,8 +310,9 @@ class LPIPSLoss(LossTerm):
     def __init__(self,
         net,            # An `LPIPS`, or another function of two batches that gives [B]; frozen here
         weight:float=1. # Its weight; 1 in LDM
-    ): super().__init__(weight); self.net = net.eval().requires_grad_(False)
-    def before_fit(self): self.net.to(next(self.model.parameters()).device)
+    ): super().__init__(weight); self.net = net.eval().requires_grad_(False) if isinstance(net, nn.Module) else net
+    def before_fit(self):
+        if isinstance(self.net, nn.Module): self.net.to(next(self.model.parameters()).device)
     def term(self):
         d = self.net(self.pred, self.yb[0]).mean()
         self.watch.note('lpips', d)
@@ -339,8 +340,9 @@ class CodebookLoss(LossTerm):
     def __init__(self,
         weight:float=1.,       # Weight of both terms
         commitment:float=.25,  # Weight of the latents' pull to their codes, beside 1 for the codes' to the latents
-        restart:int=0          # Put codes that were idle for so many steps on latents of the batch, and all after the first step; 0: never
-    ): super().__init__(weight); self.commitment, self.restart, self.recent, self.counts = commitment, restart, None, {}
+        restart:int=0,         # Put codes that were idle for so many steps on latents of the batch; 0: never
+        fresh:bool=True        # With `restart`: and all of them after the first step, for a codebook that knows nothing yet
+    ): super().__init__(weight); self.commitment, self.restart, self.fresh, self.recent, self.counts = commitment, restart, fresh, None, {}
     def before_fit(self):
         book = self.model.net.quantize.embedding.weight
         if self.recent is None: self.recent = torch.zeros(len(book), dtype=torch.long)
@@ -360,8 +362,9 @@ class CodebookLoss(LossTerm):
     @torch.no_grad()
     def after_step(self):
         steps = self.reconstruct.steps
-        if not self.restart or steps!=1 and steps%self.restart: return
-        idle = torch.ones_like(self.recent, dtype=torch.bool) if steps==1 else self.recent==0
+        first = self.fresh and steps==1
+        if not self.restart or not first and steps%self.restart: return
+        idle = torch.ones_like(self.recent, dtype=torch.bool) if first else self.recent==0
         z = self.reconstruct.latent[0].permute(0,2,3,1).flatten(0,2)
         book = self.model.net.quantize.embedding.weight
         book[idle] = z[torch.randint(len(z), (int(idle.sum()),)).to(z.device)].to(book)
@@ -434,6 +437,9 @@ class PatchGAN(LossTerm):
     def before_fit(self):
         self.disc.to(next(self.model.parameters()).device, memory_format=torch.channels_last).train()
         self.disc_opt.load_state_dict(self.disc_opt.state_dict())  # its state goes where the weights are
+        n = self.reconstruct.steps+self.n_epoch*len(self.dls.train)
+        if n<=self.start and not (hasattr(self.learn, 'lr_finder') or self.learn.validating):
+            warnings.warn(f'This training ends at step {n:,}, and the PatchGAN begins at {self.start:,}: train for more epochs, or let it begin earlier.')
     @property
     def on(self): return self.reconstruct.steps>=self.start
     def after_loss(self):
@@ -540,15 +546,17 @@ _SIZES = {None: dict(channels=None, layers=2, attention=True, codebook=16384, kl
           'tiny': dict(channels=(16,48,96,120), layers=1, attention=False, codebook=1024, kl_weight=.05, restart=100, disc_start=2000,
                        disc_channels=32)}
 
+_ldm_adam = partial(OptimWrapper, opt=partial(torch.optim.Adam, betas=(.5,.9), fused=True))
+
 def vae_learner(
     dls,                     # What `picture_dls` gave
-    kind:str='kl',           # 'kl' for `AutoencoderKL`, 'vq' for `VQModel`
+    kind:str=None,           # 'kl' for `AutoencoderKL`, 'vq' for `VQModel`; 'kl', or what `model` is, if not given
     size:str=None,           # None: LDM's for 256²; 'tiny': the shape of the bundled one, 2.8 M parameters, and losses to go with it
     model=None,              # A diffusers `AutoencoderKL` or `VQModel` to go on with, in place of a new one
     channels:tuple=None,     # Width at each resolution; None, here and below: what `size` says
     layers:int=None,         # ResNet blocks at each resolution
     factor:int=None,         # Times that the latents are smaller than the pictures
-    latent_channels:int=4,   # Channels of the latents
+    latent_channels:int=None,# Channels of the latents; 4 if not given
     attention:bool=None,     # Self-attention in the middle
     codebook:int=None,       # Codes (VQ)
     l1:float=1.,             # Weight of the pixels' mean absolute error
@@ -568,7 +576,7 @@ def vae_learner(
     precision='auto',        # Number format: 'bf16', 'fp32', a torch dtype, or 'auto' for the device's fastest that is safe
     clip:float=1.,           # Largest norm of the gradient
     seed:int=None,           # One run's seed: weights, order, squares, noise
-    opt_func=partial(OptimWrapper, opt=partial(torch.optim.Adam, betas=(.5,.9), fused=True)), # Any; LDM's, whose lr is 4.5e-6*bs
+    opt_func=_ldm_adam,      # Any; LDM's, whose lr is 4.5e-6*bs, and whose first beta, .5, fastai's schedules keep
     cbs=None,                # Further callbacks
     **kwargs                 # Passed to `Learner`
 ) -> VAELearner:
@@ -579,11 +587,15 @@ def vae_learner(
     o = {k: _SIZES[size][k] if v is None else v for k,v in given.items()}
     if seed is not None: set_seed(seed)
     pixels = dls.train_ds.size
-    if model is None:
-        model = make_autoencoder(kind, o['channels'], o['layers'], factor, latent_channels, o['attention'], o['codebook'], pixels)
+    if fresh := model is None:
+        model = make_autoencoder(kind or 'kl', o['channels'], o['layers'], factor, latent_channels or 4, o['attention'], o['codebook'], pixels)
     if not isinstance(model, (AutoencoderKL, VQModel)):
         raise ValueError(f'vae_learner trains AutoencoderKL and VQModel; this is {type(model).__name__}.')
+    model.requires_grad_(True)  # a codec's is frozen
     vq, down = isinstance(model, VQModel), 2**(len(model.config.block_out_channels)-1)
+    have = dict(kind='vq' if vq else 'kl', factor=down, latent_channels=model.config.latent_channels, codebook=model.config.get('num_vq_embeddings'), kl_weight=None if vq else kl_weight)
+    for k,v in dict(kind=kind, factor=factor, latent_channels=latent_channels, codebook=codebook, kl_weight=kl_weight).items():
+        if v not in (None, have[k]): raise ValueError(f'{k}={v} does not go with this {type(model).__name__}'+(f', which has {have[k]}' if have[k] is not None else '')+': leave it out.')
     if pixels%down: raise ValueError(f'The pictures are {pixels} pixels wide and the latents {down} times smaller: '
                                      f'make the DataLoaders with a size that is a multiple of {down}.')
     watch = Watch(clip)
@@ -593,7 +605,7 @@ def vae_learner(
     if added[-1].asked==torch.float16: raise ValueError(_COARSE)
     if lpips is not None: added.append(LPIPSLoss(lpips, lpips_weight)); shown.append(Column('lpips', partial(watch.mean, 'lpips', 'valid')))
     if vq:
-        added.append(book := CodebookLoss(codebook_weight, commitment, o['restart']))
+        added.append(book := CodebookLoss(codebook_weight, commitment, o['restart'], fresh))
         shown += [Column('codebook', partial(watch.mean, 'codebook', 'valid')),
                   Column('perplexity', lambda: perplexity(book.counts['valid'])), Column('dead_codes', lambda: book.dead)]
     else:
@@ -601,14 +613,17 @@ def vae_learner(
         shown += [Column('kl', partial(watch.mean, 'kl', 'valid')), Column('kl_weight', lambda: float(o['kl_weight']))]
     if disc_weight is None: disc_weight = .75 if vq else .5
     if disc_weight:
-        added.append(PatchGAN(PatchDiscriminator(o['disc_channels'], disc_layers), disc_weight, o['disc_start'], max_weight))
+        disc = PatchDiscriminator(o['disc_channels'], disc_layers)
+        try: disc(torch.zeros(1, 3, pixels, pixels))
+        except RuntimeError: raise ValueError(f'The PatchGAN finds no patch in pictures of {pixels} pixels: give larger ones, fewer disc_layers, or disc_weight=0.') from None
+        added.append(PatchGAN(disc, disc_weight, o['disc_start'], max_weight))
         names = (('gan','gan'), ('disc','discriminator'), ('gan_weight','gan weight'))
         shown += [Column(n, partial(watch.mean, k, 'train')) for n,k in names]
     if ema: added.append(EMA(ema))
     if seed is not None: added.append(EpochSeed(seed))
     def pixel_loss(pred, x): return l1*F.l1_loss(pred, x) + l2*F.mse_loss(pred, x)
     return VAELearner(dls, (VQAutoencoder if vq else KLAutoencoder)(model), loss_func=pixel_loss, opt_func=opt_func, metrics=shown,
-                      cbs=[*added, *listify(cbs)], **{'train_bn': False, **kwargs})
+                      cbs=[*added, *listify(cbs)], **{'train_bn': False, **(dict(moms=(.5,.5,.5)) if opt_func is _ldm_adam else {}), **kwargs})
 
 # %% ../nbs/15_vae_training.ipynb #92057fa6
 @torch.inference_mode()
@@ -627,7 +642,7 @@ def evaluate_codec(
         x = pictures[i:i+bs]; x = (x if isinstance(x, Tensor) else to_tensor(x)).float().to(codec.device)
         zs.append(codec.encode(x)); y = codec.decode(zs[-1])
         row = dict(psnr=psnr(y, x).clamp(max=99), ssim=ssim((y+1)/2, (x+1)/2, data_range=1., reduction='none').reshape(len(x)))
-        if lpips is not None: row['lpips'] = lpips(y, x)
+        if lpips is not None: row['lpips'] = lpips(*(o.to(next(lpips.parameters(), o).device) for o in (y,x))) if isinstance(lpips, nn.Module) else lpips(y, x)
         if net is not None: feats.append((features(net, y), features(net, x)))
         rows.append(row)
     z = torch.cat(zs).cpu().double(); mean, std = z.mean((0,2,3)), z.std((0,2,3))
