@@ -614,7 +614,7 @@ def vae_learner(
     if disc_weight is None: disc_weight = .75 if vq else .5
     if disc_weight:
         disc = PatchDiscriminator(o['disc_channels'], disc_layers)
-        try: disc(torch.zeros(1, 3, pixels, pixels))
+        try: disc.eval()(torch.zeros(1, 3, pixels, pixels))
         except RuntimeError: raise ValueError(f'The PatchGAN finds no patch in pictures of {pixels} pixels: give larger ones, fewer disc_layers, or disc_weight=0.') from None
         added.append(PatchGAN(disc, disc_weight, o['disc_start'], max_weight))
         names = (('gan','gan'), ('disc','discriminator'), ('gan_weight','gan weight'))

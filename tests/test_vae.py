@@ -11,7 +11,7 @@ from latentfast.callbacks import Checkpoint
 from latentfast.vae_training import picture_dls, vae_learner
 src, out, kind, every, workers = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], float(sys.argv[4]), int(sys.argv[5])
 dls = picture_dls(src, size=32, bs=4, per_epoch=32, n_valid=4, memory=0, num_workers=workers, seed=0)
-learn = vae_learner(dls, kind=kind, codebook=16, restart=5, channels=(8,16), layers=1, attention=False, disc_channels=4, disc_layers=1, disc_start=3, seed=0, path=out)
+learn = vae_learner(dls, kind=kind, codebook=16 if kind=='vq' else None, restart=5, channels=(8,16), layers=1, attention=False, disc_channels=4, disc_layers=1, disc_start=3, seed=0, path=out)
 with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(4, 2e-3, cbs=Checkpoint(out/'checkpoint.pt', every=every))
 learn.export_codec(out/'codec')
 torch.save(dict(gan=learn.patch_gan.state_dict(), rows=[[float(v) for v in r] for r in learn.recorder.values]), out/'end.pt')
@@ -45,9 +45,11 @@ def test_workers_cut_the_same_squares(tmp_path):
 def test_a_codec_that_began_as_another_names_no_folder_of_this_machine(codec_folder, tmp_path):
     from latentfast.autoencoder import LatentCodec
     from latentfast.vae_training import picture_dls, vae_learner
-    model = LatentCodec.from_pretrained(str(codec_folder)).model.requires_grad_(True)
+    model = LatentCodec.from_pretrained(str(codec_folder)).model
     dls = picture_dls(make_pictures(tmp_path/'pictures', 20), size=16, bs=4, per_epoch=4, n_valid=4, num_workers=0, seed=0)
-    learn = vae_learner(dls, model=model, lpips=None, disc_weight=0., seed=0)
+    for given in dict(kind='vq'), dict(factor=16), dict(latent_channels=5), dict(codebook=9):
+        with pytest.raises(ValueError, match='{}={} does not go with'.format(*next(iter(given.items())))): vae_learner(dls, model=model, **given)
+    learn = vae_learner(dls, model=model, lpips=lambda y, x: (y-x).abs().mean((1,2,3)), disc_weight=0., seed=0)
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-6)
     learn.export_codec(tmp_path/'codec')
     assert str(codec_folder) not in (tmp_path/'codec'/'config.json').read_text()
@@ -56,3 +58,35 @@ def test_without_torchmetrics_the_extra_is_named(codec, monkeypatch):
     from latentfast.vae_training import evaluate_codec
     monkeypatch.setitem(sys.modules, 'torchmetrics.functional.image', None)
     with pytest.raises(ImportError, match=r'pip install latentfast\[metrics\]'): evaluate_codec(codec, torch.zeros(2,3,32,32))
+
+def test_a_codebook_that_knows_something_is_kept_and_a_late_discriminator_is_said(tmp_path):
+    from latentfast.vae_training import make_autoencoder, picture_dls, vae_learner
+    torch.manual_seed(0)
+    model = make_autoencoder('vq', (8,16), 1, 2, 4, False, 16, 16)
+    dls = picture_dls(make_pictures(tmp_path/'pictures', 20), size=16, bs=4, per_epoch=8, n_valid=4, num_workers=0, seed=0)
+    book = lambda l: l.model.net.quantize.embedding.weight.detach().clone()
+    for own in True,False:
+        learn = vae_learner(dls, 'vq', model=model if own else None, channels=(8,16), layers=1, attention=False, codebook=16, restart=50, disc_layers=1, disc_start=2, seed=0)
+        before = book(learn)
+        with learn.no_bar(), learn.no_logging(), pytest.warns(UserWarning, match='ends at step 2, and the PatchGAN begins at 2'): learn.fit_one_cycle(1, 1e-6)
+        assert ((book(learn)-before).abs().max()<1e-4)==own
+        assert {h['mom'] for h in learn.opt.hypers}=={.5}  # fastai's schedules leave LDM's
+    with pytest.raises(ValueError, match='no patch in pictures of 16 pixels'): vae_learner(dls, 'vq', channels=(8,16), layers=1, attention=False, codebook=16)
+
+def test_lpips_takes_any_size():
+    from latentfast.lpips import LPIPS
+    net, x = LPIPS.from_pretrained('tiny'), torch.rand(2,3,40,24)*2-1
+    d = net(x, -x)
+    assert d.shape==(2,) and (d>0).all() and torch.allclose(net(x, x), torch.zeros(2))
+    wide = torch.nn.functional.pad(x, (0,8,0,8), mode='replicate')
+    assert torch.allclose(net(wide, -wide), d)
+
+def test_a_training_goes_on_with_another_rate_but_not_with_another_network(tmp_path):
+    from latentfast.cli import _claim, _finish
+    out, settings = tmp_path/'out', dict(lr=1e-3, factor=8)
+    claim = lambda **kw: _claim(out, 'train-vae', {**settings, **kw}, ('lr',))
+    assert not claim() and not claim(lr=1e-4)
+    with pytest.raises(ValueError, match='factor: 8 before, 4 now'): claim(factor=4)
+    _finish(out)
+    assert claim(lr=1e-4)
+    with pytest.raises(ValueError, match='lr: 0.0001 before, 0.001 now'): claim()
