@@ -6,8 +6,8 @@ unet_small, unet_small_32, unet_course (samples/s): `diffusion_learner` with its
   eager_fp32                    the same network in the course's loop: float32, AdamW, nothing else
   diffusers_unet2d              diffusers' UNet2DModel of about the same size, as its training script has it: float32, AdamW, EMA
   denoising_diffusion_pytorch   lucidrains' Unet of about the same size, with GaussianDiffusion's own loss; left out where it isn't installed
-perceptual_pooled, perceptual_layers, perceptual_decoder (s): a step of unet_small with the loss (of the classifier `small`, the targets known
-  from the cache), against
+perceptual_pooled, perceptual_layers, perceptual_decoder, perceptual_alignments (s): a step of unet_small with the loss (of the classifier `small`, the
+  targets known from the cache), against
   mse_only                      the same without it
 Latents are 4x8x8, 64 a batch, or for unet_small_32 and unet_course 4x32x32, 16 a batch, all random: a step's time doesn't depend on what they show.
 """
@@ -81,7 +81,7 @@ def learner(store, size, bs, **kwargs):
 def run(quick=False, cases=()):
     from latentfast.autoencoder import LatentCodec
     from latentfast.classifier import LatentClassifier
-    from latentfast.feature_nets import DecoderFeatures
+    from latentfast.feature_nets import DecoderFeatures, alignments
     from latentfast.perceptual import PerceptualLoss
     steps, runs, out = (8, 2, []) if quick else (20, 5, [])
     with tempfile.TemporaryDirectory() as tmp:
@@ -97,7 +97,7 @@ def run(quick=False, cases=()):
                 out.append(compare('train_step', name, peer, 'samples/s', lambda: ours(k), lambda: theirs(k), count=k*bs, runs=runs if size=='small' else 2))
         net = LatentClassifier.from_size('small', n_classes=10, latent_size=8)
         decoder = lambda: PerceptualLoss(DecoderFeatures(LatentCodec.from_pretrained('tiny'), store.normalizer), layers=[0,1], norm='target')
-        losses = dict(perceptual_pooled=lambda: PerceptualLoss(net), perceptual_layers=lambda: PerceptualLoss(net, layers=[-3,-2,-1]), perceptual_decoder=decoder)
+        losses = dict(perceptual_pooled=lambda: PerceptualLoss(net), perceptual_layers=lambda: PerceptualLoss(net, layers=[-3,-2,-1]), perceptual_decoder=decoder, perceptual_alignments=lambda: alignments(net))
         for name,loss in losses.items():
             if cases and name not in cases: continue
             mse, both = learner(store, 'small', 64), learner(store, 'small', 64, perceptual=loss())

@@ -211,7 +211,8 @@ def test_a_picture_is_drawn_by_itself_and_away_from_a_weaker_model(told, model):
 
 def test_a_model_is_guided_by_its_own_early_average(told, model):
     asked = '--class', 'red cube', '--guidance-scale'
-    assert (drawn(told/'by-class', *asked, 1)!=drawn(told/'by-class', *asked, 2, '--weak')).any()
+    away = drawn(told/'by-class', *asked, 2, '--weak')
+    assert (drawn(told/'by-class', *asked, 1)!=away).any() and (drawn(told/'by-class', *asked, 2, '--weak', '--guidance-interval', 0, 1)!=away).any()
     assert 'KeepWeak' in one_line_error('sample', model, told/'x.png', '--weak')
     plain, away = (json.loads(latentfast('evaluate', told/'by-class', told/'store', '-n', 20, '--steps', 2, '--json', *more).stdout)['fid'] for more in ([], ['--weak']))
     assert plain!=away
