@@ -421,7 +421,7 @@ def describe(
     if label is not None: cond['label'] = label
     if picture is not None:
         cond['picture'] = picture if picture.ndim==4 else picture[None]
-        if (c := cond['picture'].shape[1])!=(want := unet.config.cond_channels): raise ValueError(f'The maps of the condition have {c} channels, and this model was trained with {want}.')
+        if (c := cond['picture'].shape[1])!=(want := getattr(getattr(unet, 'config', None), 'cond_channels', c)): raise ValueError(f'The maps of the condition have {c} channels, and this model was trained with {want}.')
         if len(cond['picture']) not in (1,n): raise ValueError(f"{len(cond['picture'])} pictures were given as the condition of {n}: give one, or one a picture.")
     if negative_prompt is not None and guidance_scale==1: warnings.warn('A negative prompt does nothing at guidance_scale=1: give more, such as 3.')
     prompts, negative = (_texts(k, given.get(k), n) for k in ('prompt','negative_prompt'))

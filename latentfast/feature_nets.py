@@ -132,12 +132,13 @@ class Alignment:
     @torch.no_grad()
     def prepare(self,
         model,     # The U-Net
-        z:Tensor   # Some normalised latents [B,C,h,w], for the sizes
+        z:Tensor,  # Some normalised latents [B,C,h,w], for the sizes
+        cond=None  # Their condition, for a network that wants one
     ):
         "Make the projection, if there isn't one yet that fits. The state of torch's random numbers and of the U-Net stays"
         training = model.training
         self.watch(model.eval())
-        try: model(z, torch.zeros(len(z), device=z.device))
+        try: model(z, torch.zeros(len(z), device=z.device), *([] if cond is None else [cond]))
         finally: self.unwatch(); model.train(training)
         if not isinstance(self.middle, Tensor) or self.middle.ndim!=4: raise ValueError(f'The output of {self.block} must be maps [B,C,h,w] to be aligned.')
         ni, no = self.middle.shape[1], self.net.features(z, [self.layer])[0].shape[1]

@@ -328,7 +328,7 @@ def _check_cond(model, cond, uncond, scale):
         raise ValueError(f'guidance_scale={scale} wants cond= and uncond=, the condition and what stands for none; without conditions leave it at 1.')
     if scale!=1 and _form(cond)!=_form(uncond):
         raise ValueError(f'cond= and uncond= have to have the same parts: these are {_form(cond)} and {_form(uncond)}.')
-    n = model.config.n_classes if 'label' in (getattr(model, 'takes', None) or ()) else 0
+    n = getattr(getattr(model, 'config', None), 'n_classes', 0) if 'label' in (getattr(model, 'takes', None) or ()) else 0
     for c in (cond, uncond) if n else ():
         label = torch.as_tensor(c.get('label', -1) if isinstance(c, dict) else -1 if c is None else c)
         if (bad := label[(label<-1)|(label>=n)]).numel():

@@ -115,7 +115,9 @@ class Perceptual(Callback):
     def _prepare(self):
         device = next(self.model.parameters()).device
         for l in self.losses: l.net.to(device)
-        for l in self.alignments: l.prepare(get_model(self.model), torch.zeros(1, *self.dls.store.latent_shape, device=device))
+        own = not isinstance(get_model(self.model), LatentUNet)  # which asks for no condition
+        cond = {k: v.to(device) for c in self.dls.conds for k,v in c(self.dls.store.train, [0]).items()} if own and self.alignments else {}
+        for l in self.alignments: l.prepare(get_model(self.model), torch.zeros(1, *self.dls.store.latent_shape, device=device), cond or None)
 
     def _fixed(self, dl):
         "Is a row's latent always the same, and known which it is?"
@@ -445,7 +447,7 @@ def _check_told(model, told):
 # %% ../nbs/11_training.ipynb #e398592b
 def diffusion_learner(
     dls,                      # `LatentDataLoaders`
-    model=None,               # A network (xt, timestep) -> answer, such as `LatentUNet` or diffusers' `UNet2DModel`; with conditions (xt, timestep, dict), and the dict's keys as its `takes`; a `LatentUNet` of `size` if not given
+    model=None,               # A network (xt, timestep) -> answer, such as `LatentUNet` or diffusers' `UNet2DModel`; with conditions (xt, timestep, dict); a `LatentUNet` of `size` if not given
     objective:str='v',        # What the network answers, one of `OBJECTIVES`: 'v' (safe at every noise level), 'eps' (the course's), 'x0', 'flow', 'karras'
     schedule:str='cosine',    # Noise schedule, one of `SCHEDULES`: 'cosine' (the course's), 'linear', 'scaled_linear', 'flow', ...
     perceptual=None,          # Beside the MSE: a latent classifier, its folder or 'tiny-imagenet' (bundled), all for `alignments` with it; a `PerceptualLoss`, an `Alignment`, or a list
@@ -471,7 +473,8 @@ def diffusion_learner(
     channels = getattr(getattr(model, 'config', None), 'in_channels', C)
     if channels!=C: raise ValueError(f'The model takes {channels} channels, the latents of {dls.store.path} have {C}: make the model with in_channels={C}.')
     if isinstance(model, LatentUNet): _check_told(model, told)
-    elif told and isinstance(model, ModelMixin): raise ValueError(f'{type(model).__name__} takes its conditions its own way: train a LatentUNet, or wrap it in a module whose forward(x, timestep, cond) takes a dict, with `takes`, the set of its keys.')
+    elif told and isinstance(model, ModelMixin): raise ValueError(f'{type(model).__name__} takes its conditions its own way: train a LatentUNet, or wrap it in a module whose forward(x, timestep, cond) takes a dict.')
+    elif told and not hasattr(model, 'takes'): model.takes = {k for c in dls.conds for k in c(dls.store.train, [0])}
     metrics, added = [], [Noising(objective, schedule, t_sampling=t_sampling), AutoPrecision(precision), NaNGuard(clip)]
     if weighting: added.append(Weighting(weighting))
     if told and cond_drop: added.append(ConditionDropout(cond_drop))

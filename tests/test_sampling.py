@@ -179,7 +179,7 @@ def test_a_folder_of_another_pipeline_or_of_none_is_refused(saved, tmp_path):
     (dict(t_max=1.1), 't_max=1.1'), (dict(precision='half'), 'precision'),
     (dict(image=torch.zeros(1,3,32,32), strength=0.), 'strength=0.0'), (dict(image=torch.zeros(1,3,32,32), strength=1.01), 'strength=1.01'),
     (dict(batch_size=1, image=torch.zeros(2,3,32,32)), '2 were given for 1'),
-    (dict(image=torch.zeros(1,3,32,32), mask_image=torch.zeros(30,32)), 'multiples of 8')])
+    (dict(image=torch.zeros(1,3,32,32), mask_image=torch.zeros(30,32)), "the picture's 32×32 pixels")])
 def test_what_is_out_of_range_is_said(pipe, kw, says):
     with pytest.raises(ValueError, match=says): pipe(**{**dict(num_inference_steps=2), **kw})
 
