@@ -37,6 +37,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'latentfast/callbacks.py'),
                                       'latentfast.callbacks.AutocastLearner._load_states': ( 'callbacks.html#autocastlearner._load_states',
                                                                                              'latentfast/callbacks.py'),
+                                      'latentfast.callbacks.AutocastLearner._split': ( 'callbacks.html#autocastlearner._split',
+                                                                                       'latentfast/callbacks.py'),
                                       'latentfast.callbacks.AutocastLearner._to': ( 'callbacks.html#autocastlearner._to',
                                                                                     'latentfast/callbacks.py'),
                                       'latentfast.callbacks.AutocastLearner.distrib_ctx': ( 'callbacks.html#autocastlearner.distrib_ctx',

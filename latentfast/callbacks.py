@@ -171,9 +171,11 @@ class AutocastLearner(Learner):
         finally:
             self.replaying = False
             for cb in self.cbs: cb.run = True
+    def _split(self, b):
+        super()._split(b)
+        if self.xb and isinstance(self.xb[0], Tensor): self.loaded = self.xb[0], self.xb[0]._version  # `Perceptual` asks whether callbacks change it
     def one_batch(self, i, b):
         "One batch, as fastai's"
-        if isinstance(b, (list,tuple)) and isinstance(b[0], Tensor): self.loaded = b[0], b[0]._version  # `Perceptual` asks whether callbacks change it
         try: super().one_batch(i, b)
         finally:
             if hasattr(self, 'auto_precision'): self.auto_precision._exit()
