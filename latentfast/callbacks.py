@@ -173,7 +173,7 @@ class AutocastLearner(Learner):
             for cb in self.cbs: cb.run = True
     def _split(self, b):
         super()._split(b)
-        if self.xb and isinstance(self.xb[0], Tensor): self.loaded = self.xb[0], self.xb[0]._version  # `Perceptual` asks whether callbacks change it
+        if self.xb and isinstance(x := self.xb[0], Tensor): self.loaded = x, None if x.is_inference() else x._version  # `Perceptual` asks whether callbacks change it
     def one_batch(self, i, b):
         "One batch, as fastai's"
         try: super().one_batch(i, b)
@@ -196,6 +196,7 @@ class AutocastLearner(Learner):
         return path
     def load(self, file, **kwargs):
         "As fastai's, and what callbacks knew if that is beside it"
+        if self.replaying: return self  # what a `Checkpoint` has is later
         self.model.to(self.dls.device)  # the optimiser's state goes where the parameters are
         super().load(file, **kwargs)
         if not isinstance(file, (str,Path)): return self
@@ -245,12 +246,14 @@ class EpochSeed(Callback):
     order = -20
     def __init__(self,
         seed:int=0  # One run's seed
-    ): self.seed, self.fits = seed, -1
-    def before_fit(self): self.fits += not (hasattr(self.learn, 'lr_finder') or getattr(self.learn, 'validating', False))
-    def before_train(self):    self.dls.train.rng = random.Random(_seed_all(self.seed, self.epoch, 0, *[self.fits]*(self.fits>0)))
+    ): self.seed, self.fits, self.new = seed, -1, False
+    def before_fit(self): self.new = not (hasattr(self.learn, 'lr_finder') or getattr(self.learn, 'validating', False))
+    def before_train(self):
+        if self.new: self.new, self.fits = False, self.fits+1  # not before: a fit may be refused
+        self.dls.train.rng = random.Random(_seed_all(self.seed, self.epoch, 0, *[self.fits]*(self.fits>0)))
     def before_validate(self): _seed_all(self.seed, self.epoch, 1)
     def state_dict(self): return dict(fits=self.fits)
-    def load_state_dict(self, state): self.fits = state['fits']
+    def load_state_dict(self, state): self.fits, self.new = state['fits'], False
 
 # %% ../nbs/04a_callbacks.ipynb #3d34de8a
 def _device_rng(device): return torch.get_device_module(device), [device]*(device.type=='cuda')  # MPS has one device
@@ -274,13 +277,16 @@ class Checkpoint(Callback):
         path,           # The file; its folder is made
         settings=None,  # dict of plain values that must be the same when training goes on
         every=300.,     # Seconds between saves within an epoch; None for none
-        after_save=None # Called with the epoch after which was saved, for a progress line
-    ): self.path, self.settings, self.every, self.after_save, self.saved, self.cost, self.fits = Path(path), settings or {}, every, after_save, time.time(), 0., 0
+        after_save=None,# Called with the epoch after which was saved, for a progress line
+        may_change=()   # Names of settings that need not be the same
+    ):
+        self.path, self.settings, self.every, self.after_save, self.may_change = Path(path), settings or {}, every, after_save, may_change
+        self.saved, self.cost, self.fits = time.time(), 0., 0
 
     def before_fit(self):
         self.run = not (getattr(self.learn, 'validating', False) or hasattr(self.learn, 'lr_finder'))
         if not self.run: return
-        self.state, self.start, self.seed = None, 0, None if hasattr(self.learn, 'epoch_seed') else int(torch.randint(2**31, ()))
+        self.state, self.start, self.skip, self.whole, self.seed = None, 0, False, False, None if hasattr(self.learn, 'epoch_seed') else int(torch.randint(2**31, ()))
         if self.path.exists(): self._load()
         if num_distrib()>1:  # one for all processes
             seed = [self.seed]; torch.distributed.broadcast_object_list(seed); self.seed = seed[0]
@@ -289,14 +295,15 @@ class Checkpoint(Callback):
         try: self.state = torch.load(self.path, map_location='cpu', weights_only=True)
         except Exception as e: raise ValueError(f'{self.path} is damaged ({type(e).__name__}): delete it to train from the start.') from None
         if (fits := self.state.get('fits', 0))!=self.fits:  # how many trainings of this learner were complete
-            if fits>self.fits: self.fits += 1; raise CancelFitException()  # so is this one: the next goes on
-            self.state = None  # of the one before
+            self.skip = self.learn.replaying = fits>self.fits  # so is this one, and the next goes on
+            self.state = None
             return
         theirs, ours = self.state['settings'], {**self.settings, 'n_epoch': self.n_epoch}
-        diff = [f'{k}={theirs.get(k)!r} before, {ours.get(k)!r} now' for k in sorted({*theirs,*ours}) if theirs.get(k)!=ours.get(k)]
+        diff = [f'{k}={theirs.get(k)!r} before, {ours.get(k)!r} now' for k in sorted({*theirs,*ours}-{*self.may_change}) if theirs.get(k)!=ours.get(k)]
         if diff: raise ValueError(f'{self.path} belongs to a training with other settings ({"; ".join(diff)}). Use the same, or another output folder.')
         s, rec = self.state, self.recorder
-        self.start = s['epoch'] + (not s['batch'])
+        self.whole = not s['batch']
+        self.start = s['epoch'] + self.whole
         get_model(self.model).load_state_dict(s['model'])
         self.opt.load_state_dict(s['opt'] if isinstance(self.opt, OptimWrapper) else to_device(s['opt'], next(self.model.parameters()).device))  # torch's move what they load, fastai's don't
         for cb in self.cbs:
@@ -306,8 +313,9 @@ class Checkpoint(Callback):
         if self.seed is not None: self.seed = self.seed if s.get('seed') is None else s['seed']
 
     def before_epoch(self):
-        self.learn.replaying = self.epoch < self.start
-        if self.replaying: raise CancelEpochException()
+        if self.skip: self.fits += 1; raise CancelFitException()
+        self.learn.replaying = self.epoch < self.start-self.whole  # of the last whole epoch the weights are there
+        if self.epoch < self.start: raise CancelEpochException()
         if self.seed is not None: self.dls.train.rng = random.Random(_seed_all(self.seed, self.epoch, 0))
     def before_validate(self):
         if self.seed is not None: _seed_all(self.seed, self.epoch, 1)

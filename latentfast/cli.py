@@ -100,8 +100,7 @@ def _fit(a, learn, settings, lr, cbs=(), may_change=(), **kwargs):
     from latentfast.callbacks import Checkpoint
     from latentfast.store import _names_in
     if _claim(a.out, a.command, settings, may_change): return print(f'{a.out} is trained already.')
-    fixed = {k: v for k,v in settings.items() if k not in may_change}
-    try: learn.fit_quietly(a.epochs, lr, label=a.command, cbs=[Checkpoint(Path(a.out)/'checkpoint.pt', fixed), *cbs], **kwargs)
+    try: learn.fit_quietly(a.epochs, lr, label=a.command, cbs=[Checkpoint(Path(a.out)/'checkpoint.pt', settings, may_change=may_change), *cbs], **kwargs)
     except BaseException:
         if _names_in(a.out)<={'training.json'}: shutil.rmtree(a.out)  # nothing was learnt yet: the folder is free for other arguments
         raise
@@ -177,6 +176,7 @@ def _train_vae(a):
     model = LatentCodec.from_pretrained(a.start).model.requires_grad_(True) if a.start else None
     if a.model is None: a.model = 'ldm' if model is not None and sum(p.numel() for p in model.parameters())>2e7 else 'tiny'
     if model is None: a.kind, a.latent_channels = a.kind or 'kl', a.latent_channels or 4
+    else: a.kind, a.latent_channels = a.kind or ('vq' if type(model).__name__=='VQModel' else 'kl'), a.latent_channels or model.config.latent_channels
     a.size = a.size or (128 if a.model=='tiny' else 256)
     lr = a.lr or (1e-3 if a.model=='tiny' else 4.5e-6*a.batch_size)
     settings = _settings(a, 'valid_pct size kind model start factor latent_channels codebook epochs per_epoch batch_size lpips kl_weight disc_weight '

@@ -71,6 +71,7 @@ def class_numbers(
     "Numbers of classes that were given by name or number. ValueError for one that isn't there, or a wrong number of them"
     labels = label.tolist() if isinstance(label, (Tensor,np.ndarray)) else label
     labels = list(labels) if isinstance(labels, (list,tuple)) else [labels]
+    labels = [l.item() if isinstance(l, (Tensor,np.generic)) else l for l in labels]
     numbers = [names.index(l) if l in names else int(l) if isinstance(l, str) and l.isdecimal() else l for l in labels]
     for l in numbers:
         if not isinstance(l, (int,float)) or isinstance(l, bool) or l!=int(l) or not 0<=l<len(names):

@@ -185,7 +185,9 @@ class Alignment:
         self.opt.step(); self.opt.zero_grad()
 
     def state_dict(self): return dict(proj=self.proj.state_dict(), opt=self.opt.state_dict())
-    def load_state_dict(self, state): self.proj.load_state_dict(state['proj']); self.opt.load_state_dict(state['opt'])
+    def load_state_dict(self, state):
+        self.proj.load_state_dict(state['proj'])
+        self.opt.load_state_dict({**state['opt'], 'param_groups': [{**g, 'fused': True, 'foreach': None} for g in state['opt']['param_groups']]})  # earlier versions' were not fused
     def __repr__(self): return f'Alignment({type(self.net).__name__}, weight={self.weight})'
 
 # %% ../nbs/09a_feature_nets.ipynb #5e6c117f

@@ -12,7 +12,6 @@ from copy import deepcopy
 from functools import partial
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
-from diffusers import ModelMixin
 from torch import nn
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.hook import *
@@ -129,8 +128,8 @@ class Perceptual(Callback):
         "For each loss a function from sample numbers to activations, or None"
         ds = getattr(self.dl, 'dataset', None)  # `summary` gives a list of one batch
         if rows is None or id(ds) not in self.known: return [None]*len(self.losses)
-        b, version = getattr(self.learn, 'loaded', (x0, x0._version))
-        changed, rows = x0 is not b or x0._version!=version, send(rows, x0.device)
+        b, version = getattr(self.learn, 'loaded', (x0, None))
+        changed, rows = x0 is not b or version is not None and x0._version!=version, send(rows, x0.device)
         if self.unchecked or changed:
             self.unchecked, z = False, ds.store.normalizer.normalize(ds.at(rows.cpu()))
             if changed or not torch.allclose(z, x0.cpu().float(), atol=1e-3):
@@ -473,7 +472,7 @@ def diffusion_learner(
     channels = getattr(getattr(model, 'config', None), 'in_channels', C)
     if channels!=C: raise ValueError(f'The model takes {channels} channels, the latents of {dls.store.path} have {C}: make the model with in_channels={C}.')
     if isinstance(model, LatentUNet): _check_told(model, told)
-    elif told and isinstance(model, ModelMixin): raise ValueError(f'{type(model).__name__} takes its conditions its own way: train a LatentUNet, or wrap it in a module whose forward(x, timestep, cond) takes a dict.')
+    elif told and type(model).__module__.startswith('diffusers.'): raise ValueError(f'{type(model).__name__} takes its conditions its own way: train a LatentUNet, or wrap it in a module whose forward(x, timestep, cond) takes a dict.')
     elif told and not hasattr(model, 'takes'): model.takes = {k for c in dls.conds for k in c(dls.store.train, [0])}
     metrics, added = [], [Noising(objective, schedule, t_sampling=t_sampling), AutoPrecision(precision), NaNGuard(clip)]
     if weighting: added.append(Weighting(weighting))

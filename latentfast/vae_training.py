@@ -591,7 +591,7 @@ def vae_learner(
         model = make_autoencoder(kind or 'kl', o['channels'], o['layers'], factor, latent_channels or 4, o['attention'], o['codebook'], pixels)
     if not isinstance(model, (AutoencoderKL, VQModel)):
         raise ValueError(f'vae_learner trains AutoencoderKL and VQModel; this is {type(model).__name__}.')
-    model.requires_grad_(True)  # a codec's is frozen
+    if not any(p.requires_grad for p in model.parameters()): model.requires_grad_(True)  # as a codec's is
     vq, down = isinstance(model, VQModel), 2**(len(model.config.block_out_channels)-1)
     have = dict(kind='vq' if vq else 'kl', factor=down, latent_channels=model.config.latent_channels, codebook=model.config.get('num_vq_embeddings'), kl_weight=None if vq else kl_weight)
     for k,v in dict(kind=kind, factor=factor, latent_channels=latent_channels, codebook=codebook, kl_weight=kl_weight).items():

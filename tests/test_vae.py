@@ -51,7 +51,10 @@ def test_a_codec_that_began_as_another_names_no_folder_of_this_machine(codec_fol
         with pytest.raises(ValueError, match='{}={} does not go with'.format(*next(iter(given.items())))): vae_learner(dls, model=model, **given)
     learn = vae_learner(dls, model=model, lpips=lambda y, x: (y-x).abs().mean((1,2,3)), disc_weight=0., seed=0)
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-6)
+    assert not torch.equal(learn.model.net.encoder.conv_in.weight, LatentCodec.from_pretrained(str(codec_folder)).model.encoder.conv_in.weight)
     learn.export_codec(tmp_path/'codec')
+    model.encoder.requires_grad_(False)
+    assert not vae_learner(dls, model=model, disc_weight=0.).model.net.encoder.conv_in.weight.requires_grad  # as it was given
     assert str(codec_folder) not in (tmp_path/'codec'/'config.json').read_text()
 
 def test_without_torchmetrics_the_extra_is_named(codec, monkeypatch):
