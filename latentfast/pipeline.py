@@ -307,7 +307,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         return_dict:bool=True,       # `ImagePipelineOutput`, or a tuple
         label=None,                  # Class wanted, by name or number: one for all or a list of one a picture
         classifier=None,             # A latent classifier that steers to `label`, for models that were trained without classes
-        weak=None,                   # A weaker model to go away from (autoguidance): its folder or hub id, pipeline or U-Net, or True for the one that came with this
+        weak=None,                   # A weaker model to go away from (autoguidance): its folder or hub id, pipeline or U-Net, or True for the one that came with this; asked in the less noisy half of the times, or in `guidance_interval`
         guidance_scale:float=None,   # How strongly: of the classifier, or classifier-free, 3 is a good start, and 1, for none, if not given; away from `weak`, 1.5
         prompt=None,                 # Text wanted: one for all or a list of one a picture
         negative_prompt=None,        # Text that guidance moves away from, instead of from nothing

@@ -394,7 +394,7 @@ class DiffusionLearner(AutocastLearner):
         cond=None,              # What to draw: a prompt or a class name, or a list of one a picture; maps [n,C,h,w]; a dict of label=, prompt=, picture=; or a dict of tensors
         negative_prompt=None,   # What guidance moves away from, instead of nothing
         guidance_scale:float=None,# How strongly `cond` is followed: 1, if not given, as in training, 3 is a good start; or how far away from `weak`, 1.5 if not given
-        weak=None,              # A weaker model to go away from (autoguidance), or True for the one that `KeepWeak` kept
+        weak=None,              # A weaker model to go away from (autoguidance), or True for the one that `KeepWeak` kept; asked in the less noisy half of the times, or in `guidance_interval`
         **kwargs
     ):
         "Sample `n` normalised latents with the EMA weights; other arguments as `sample`"
