@@ -41,7 +41,7 @@ class AutoPrecision(Callback):
     order = 10
     def __init__(self,
         dtype='auto', # 'bf16', 'fp16', 'fp32' or a torch dtype; 'auto': bf16 where the device is faster with it, float16 on older GPUs; None or float32: no autocast
-        channels_last:bool=True # False leaves the memory as it is
+        channels_last:bool=True # Channels-last batches, and on GPUs weights; False leaves the memory as it is
     ):
         number_format(dtype)  # or an error here, not in `fit`
         self.asked, self.format, self.context, self.scaler = dtype, torch.channels_last if channels_last else torch.preserve_format, None, None
@@ -51,7 +51,7 @@ class AutoPrecision(Callback):
         self.number_format = number_format(self.asked, device, _train_dtype)
         self.device_type = device.type
         self.scaler = torch.amp.GradScaler(device.type) if self.number_format==torch.float16 else None
-        self.model.to(memory_format=self.format)
+        if device.type!='cpu': self.model.to(memory_format=self.format)
 
     def before_batch(self):
         self.learn.xb = tuple(x.to(memory_format=self.format) if getattr(x, 'ndim', 0)==4 else x for x in self.xb)
@@ -224,6 +224,14 @@ class AutocastLearner(Learner):
         return self
 
 # %% ../nbs/04a_callbacks.ipynb #733301ef
+def _one_layout(opt, *_):
+    "Lay gradients and moments out in memory like their weights"
+    def strides(t): return [s for s,n in zip(t.stride(), t.shape) if n>1]
+    def like(p, o): return torch.empty_like(p).copy_(o) if isinstance(o, Tensor) and o.shape==p.shape and strides(o)!=strides(p) else o
+    for p in (p for g in opt.param_groups for p in g['params'] if p.ndim==4 and p.grad is not None):
+        p.grad = like(p, p.grad)
+        opt.state[p].update({k: like(p, o) for k,o in opt.state[p].items()})
+
 def fused_adamw(
     params,        # Parameters or groups of them, as fastai gives them
     lr:float=1e-3, # Learning rate; fastai's schedules set it
@@ -231,7 +239,10 @@ def fused_adamw(
     eps:float=1e-8 # Added to the denominator; the course uses 1e-5 with half precision
 ) -> OptimWrapper: # A fastai optimiser
     "fused `torch.optim.AdamW` for fastai's `opt_func`"
-    def opt(groups, **kw): return torch.optim.AdamW(groups, fused=True, foreach=False, **kw)  # None, the default, is no number for fastai's TensorBoardCallback
+    def opt(groups, **kw):
+        opt = torch.optim.AdamW(groups, fused=True, foreach=False, **kw)  # None, the default, is no number for fastai's TensorBoardCallback
+        opt.register_step_pre_hook(_one_layout)
+        return opt
     return OptimWrapper(params, opt, lr=lr, weight_decay=wd, eps=eps)
 
 # %% ../nbs/04a_callbacks.ipynb #28b1a5fe

@@ -114,7 +114,7 @@ class Alignment:
         cache:float=2e9,       # Keep the targets beside the store if they take at most so many bytes; 0: never
         seed:int=0             # Decides the projection's first weights
     ):
-        self.net, self.layer, self.weight, self.min_snr, self.when, self.start = freeze(net).to(memory_format=torch.channels_last), layer, weight, min_snr, when, start
+        self.net, self.layer, self.weight, self.min_snr, self.when, self.start = freeze(net), layer, weight, min_snr, when, start
         self.block, self.hidden, self.lr, self.cache, self.seed = block, hidden, lr, cache, seed
         self.proj, self.handle, self.middle, self.last = None, None, None, torch.tensor(0.)
 

@@ -144,7 +144,7 @@ class PerceptualLoss:
         name:str=None      # Its column among the metrics; 'perceptual', if the network doesn't say otherwise
     ):
         _check_norm(layers, norm)
-        self.net = freeze(net).to(memory_format=torch.channels_last)
+        self.net = freeze(net)
         self.layers,self.weight,self.min_snr,self.norm,self.when,self.augment,self.start,self.cache = layers,weight,min_snr,norm,when,augment,start,cache
         self.name = name or getattr(net, 'loss_name', 'perceptual')
         if store is not None: net.adapt_to(store)

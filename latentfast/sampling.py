@@ -77,7 +77,8 @@ def predict(
     if not isinstance(k, Tensor):
         dtype = torch.promote_types(x.dtype, torch.float32) if isinstance(k, float) else torch.long
         k = torch.full((len(x),), k, device=x.device, dtype=dtype)
-    pred = model(x.to(p.dtype), k, *([] if cond is None else [cond]))
+    layout = torch.channels_last if x.ndim==4 else torch.preserve_format  # the fastest, and one for all, so that rounding is the same everywhere
+    pred = model(x.to(p.dtype, memory_format=layout), k, *([] if cond is None else [cond]))
     if isinstance(pred, tuple): pred = pred[0]
     return getattr(pred, 'sample', pred).to(x.dtype)
 
@@ -534,7 +535,6 @@ def sample(
     if sampler in SOLVERS: _check_solver(sampler, steps, spacing, K)
     elif spacing!='karras' or sampler in ('ddim','ddpm'): timesteps(steps, spacing, t_max)
     if seed is None: seed = torch.randint(2**31, ()).item()
-    if isinstance(model, nn.Module): model.to(memory_format=torch.channels_last)  # one layout, so that rounding is the same everywhere
     p = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     device = p.device if p is not None else torch.device('cpu')
     dtype = number_format(precision, device)
