@@ -24,6 +24,14 @@ def compare(
     ratios = sorted(x/y for x,y in pairs)
     return dict(bench=bench, case=case, peer=peer, unit=unit, ours=a, theirs=b, ratio=a/b, runs=runs, spread=[ratios[0], ratios[-1]])
 
+def plain_convolutions(net):
+    "The same network with PyTorch's own convolutions"
+    import torch
+    from latentfast.winograd import Conv3x3
+    for m in net.modules():
+        if isinstance(m, Conv3x3): m.__class__ = torch.nn.Conv2d
+    return net
+
 def show(rows):
     "Print a table, a row as soon as it is there, and then each row as a line of JSON"
     print(f'{"case":22} {"peer":26} {"unit":12} {"ours":>12} {"theirs":>12} {"ratio":>8}   spread')

@@ -20,7 +20,7 @@ cifar10_8x8 (FID, KID): each arm against mse_only, on the features of a pixel cl
   time is the same: each loss's step is timed once, in turns with mse's (processor time where there is one thread, or the clock's), and it gets the
   whole epochs that come nearest to the time.
 time_to_fid (s): training time until the first of --arms has the FID that the course's way has after --minutes (course_baseline: eps,
-  float32, MSE, torch's AdamW, uniform times, no average of weights). It's trained anew for longer and longer until it is as good.
+  float32, MSE, torch's AdamW and convolutions, uniform times, no average of weights). It's trained anew for longer and longer until it is as good.
 Samples are UniPC's, 50 steps; of eps, DDIM's with its guesses of x0 held in [-2,2], without which the first steps blow them up.
 Everything is kept in --work, each model and a grid of its samples in runs/: the same command goes on where it stopped, and adds arms and seeds to
 what is there. Started several times, it uses several cores: each process takes what no other is at (with OMP_NUM_THREADS=1, a process a core).
@@ -35,7 +35,7 @@ from fastai.optimizer import OptimWrapper
 from filelock import FileLock, Timeout
 from latentfast.all import *
 from latentfast.store import replacing
-from compare import show
+from compare import plain_convolutions, show
 
 WEIGHTS = dict(mse=0., course=0., pooled=1., brief=1., noised=1., layers=.5, ensemble=.5, decoder=.1, self=.1, align=.5, middle=.5, bundled=.5, weak=.5, mseweak=0.)
 LR, BS, SIZE, STEPS = 2e-3, 64, 'tiny', 50
@@ -124,7 +124,9 @@ class Bench:
         adamw = partial(OptimWrapper, opt=torch.optim.AdamW)
         if arm=='course': kw = dict(objective='eps', weighting=None, precision=None, ema=None, clip=None, t_sampling='uniform', opt_func=adamw)
         else: kw = dict(perceptual=self.losses(arm), cbs=KeepWeak() if parse(arm)[0].endswith('weak') else None, objective=objective, weighting=self.weighting, schedule='flow' if objective=='flow' else 'cosine')
-        return diffusion_learner(latent_dls(self.store, bs=BS, seed=seed, index=arm!='course'), size=SIZE, seed=seed, **kw)
+        learn = diffusion_learner(latent_dls(self.store, bs=BS, seed=seed, index=arm!='course'), size=SIZE, seed=seed, **kw)
+        if arm=='course': plain_convolutions(learn.model)
+        return learn
 
     def seconds(self, arm, n=20):
         "Seconds of a training step: mse's, and others' by the ratio to it that was timed in turns. It's the same for every weight"

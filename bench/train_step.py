@@ -3,7 +3,7 @@
     python bench/train_step.py [--quick] [--case CASE ...]
 
 unet_small, unet_small_32, unet_course (samples/s): `diffusion_learner` with its defaults, against
-  eager_fp32                    the same network in the course's loop: float32, AdamW, nothing else
+  eager_fp32                    the same network, with PyTorch's convolutions, in the course's loop: float32, AdamW, nothing else
   diffusers_unet2d              diffusers' UNet2DModel of about the same size, as its training script has it: float32, AdamW, EMA
   denoising_diffusion_pytorch   lucidrains' Unet of about the same size, with GaussianDiffusion's own loss; left out where it isn't installed
 perceptual_pooled, perceptual_layers, perceptual_decoder, perceptual_alignments (s): a step of unet_small with the loss (of the classifier `small`, the
@@ -15,7 +15,7 @@ import argparse, copy, tempfile, warnings
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np, torch, torch.nn.functional as F
-from compare import compare, seconds, show
+from compare import compare, plain_convolutions, seconds, show
 
 def make_store(path, n, size=8):
     from latentfast.autoencoder import LatentCodec
@@ -40,10 +40,10 @@ class Steps:
                     for a,p in zip(self.average.parameters(), self.net.parameters()): a.lerp_(p, .001)
 
 def eager(size, bs, hw):
-    "The course's loop: noise, predict, MSE, AdamW, in float32"
+    "The course's loop: noise, predict, MSE, AdamW, in float32, with PyTorch's convolutions"
     from latentfast.schedule import abar, add_noise
     from latentfast.unet import LatentUNet
-    net = LatentUNet.from_size(size)
+    net = plain_convolutions(LatentUNet.from_size(size))
     def loss(net, x0):
         t, eps = torch.rand(bs)*.999, torch.randn_like(x0)
         return F.mse_loss(net(add_noise(x0, eps, abar(t)), t*1000).sample, eps)

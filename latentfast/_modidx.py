@@ -136,6 +136,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'latentfast.callbacks.TrainProgress.before_fit': ( 'callbacks.html#trainprogress.before_fit',
                                                                                          'latentfast/callbacks.py'),
                                       'latentfast.callbacks._device_rng': ('callbacks.html#_device_rng', 'latentfast/callbacks.py'),
+                                      'latentfast.callbacks._one_layout': ('callbacks.html#_one_layout', 'latentfast/callbacks.py'),
                                       'latentfast.callbacks._plain': ('callbacks.html#_plain', 'latentfast/callbacks.py'),
                                       'latentfast.callbacks._rng_state': ('callbacks.html#_rng_state', 'latentfast/callbacks.py'),
                                       'latentfast.callbacks._seed_all': ('callbacks.html#_seed_all', 'latentfast/callbacks.py'),
@@ -1338,4 +1339,14 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'latentfast.vae_training.show_codec': ( 'vae_training.html#show_codec',
                                                                                  'latentfast/vae_training.py'),
                                          'latentfast.vae_training.vae_learner': ( 'vae_training.html#vae_learner',
-                                                                                  'latentfast/vae_training.py')}}}
+                                                                                  'latentfast/vae_training.py')},
+            'latentfast.winograd': { 'latentfast.winograd.Conv3x3': ('winograd.html#conv3x3', 'latentfast/winograd.py'),
+                                     'latentfast.winograd.Conv3x3.__init__': ('winograd.html#conv3x3.__init__', 'latentfast/winograd.py'),
+                                     'latentfast.winograd.Conv3x3.forward': ('winograd.html#conv3x3.forward', 'latentfast/winograd.py'),
+                                     'latentfast.winograd._Winograd': ('winograd.html#_winograd', 'latentfast/winograd.py'),
+                                     'latentfast.winograd._Winograd.backward': ( 'winograd.html#_winograd.backward',
+                                                                                 'latentfast/winograd.py'),
+                                     'latentfast.winograd._Winograd.forward': ('winograd.html#_winograd.forward', 'latentfast/winograd.py'),
+                                     'latentfast.winograd._axis': ('winograd.html#_axis', 'latentfast/winograd.py'),
+                                     'latentfast.winograd._matrices': ('winograd.html#_matrices', 'latentfast/winograd.py'),
+                                     'latentfast.winograd.winograd_conv': ('winograd.html#winograd_conv', 'latentfast/winograd.py')}}}

@@ -7,6 +7,7 @@ from .encode import *
 from .conditioning import *
 from .data import *
 from .callbacks import *
+from .winograd import *
 from .classifier import *
 from .schedule import *
 from .unet import *

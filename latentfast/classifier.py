@@ -25,6 +25,7 @@ from .autoencoder import BUNDLED, show_images
 from .callbacks import AutocastLearner, AutoPrecision, EpochSeed, fused_adamw
 from .data import latent_dls
 from .store import LatentStore
+from .winograd import Conv3x3
 
 # %% ../nbs/05_classifier.ipynb #f28f5a06
 class GeneralReLU(nn.Module):
@@ -41,7 +42,8 @@ class GeneralReLU(nn.Module):
 # %% ../nbs/05_classifier.ipynb #89f4e897
 def _norm_act_conv(ni, nf, ks=3, stride=1, act=True, bias=True):
     layers = [nn.BatchNorm2d(ni)] + ([GeneralReLU()] if act else [])
-    return nn.Sequential(*layers, nn.Conv2d(ni, nf, ks, stride=stride, padding=ks//2, bias=bias))
+    conv = Conv3x3(ni, nf, bias=bias) if (ks,stride)==(3,1) else nn.Conv2d(ni, nf, ks, stride=stride, padding=ks//2, bias=bias)
+    return nn.Sequential(*layers, conv)
 
 class ResBlock(nn.Module):
     "Pre-activation residual block: norm, act, conv, norm, act, conv, plus a shortcut (course notebooks 24 and 31)"

@@ -15,6 +15,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from diffusers.utils import is_accelerate_available
 from .conditioning import CaptionEncoder
+from .winograd import Conv3x3
 
 # %% ../nbs/08_unet.ipynb #b9250d86
 def timestep_embedding(
@@ -47,8 +48,8 @@ class EmbResBlock(nn.Module):
         cross_dim:int=32 # Channels a head of the cross-attention
     ):
         super().__init__()
-        self.norm1,self.conv1 = _norm(ni, n_groups), nn.Conv2d(ni, nf, 3, padding=1)
-        self.norm2,self.conv2 = _norm(nf, n_groups), _zero(nn.Conv2d(nf, nf, 3, padding=1))
+        self.norm1,self.conv1 = _norm(ni, n_groups), Conv3x3(ni, nf)
+        self.norm2,self.conv2 = _norm(nf, n_groups), _zero(Conv3x3(nf, nf))
         self.emb_proj = nn.Linear(n_emb, 2*nf)
         self.conv_shortcut = nn.Identity() if ni==nf else nn.Conv2d(ni, nf, 1)
         self.attn = SelfAttention2D(nf, head_dim) if head_dim else nn.Identity()
@@ -154,7 +155,7 @@ class UpBlock(nn.Module):
     ):
         super().__init__()
         self.resnets = nn.ModuleList(EmbResBlock(n_emb, (ni if i==0 else nf)+s, nf, **kw) for i,s in enumerate(skips))
-        self.up = nn.Conv2d(nf, nf, 3, padding=1) if add_up else None
+        self.up = Conv3x3(nf, nf) if add_up else None
 
     def forward(self, x, emb, pile, context=(None,None)):
         for resnet in self.resnets: x = resnet(torch.cat([x, pile.pop()], 1), emb, context)

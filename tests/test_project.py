@@ -4,7 +4,7 @@ from pathlib import Path
 import latentfast, pytest
 
 ROOT = Path(__file__).parent.parent
-ORDER = ['scenes','autoencoder','store','sources','encode','conditioning','data','callbacks','classifier','schedule','unet','perceptual','feature_nets','sampling','guidance','editing','decoding','training',
+ORDER = ['scenes','autoencoder','store','sources','encode','conditioning','data','callbacks','winograd','classifier','schedule','unet','perceptual','feature_nets','sampling','guidance','editing','decoding','training',
          'pipeline','play','evaluation','report','lpips','vae_training','demo','cli']
 
 def python(code): return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
