@@ -25,7 +25,7 @@ from .autoencoder import BUNDLED, show_images
 from .callbacks import AutocastLearner, AutoPrecision, EpochSeed, fused_adamw
 from .data import latent_dls
 from .store import LatentStore
-from .winograd import Conv3x3
+from .winograd import Conv3x3, fast_layout
 
 # %% ../nbs/05_classifier.ipynb #f28f5a06
 class GeneralReLU(nn.Module):
@@ -77,7 +77,7 @@ class _Affine(nn.Module):
     def __init__(self, channels):
         super().__init__()
         self.register_buffer('scale', torch.ones(1,channels,1,1)); self.register_buffer('shift', torch.zeros(1,channels,1,1))
-    def forward(self, x): return x*self.scale.to(x.dtype) + self.shift.to(x.dtype)
+    def forward(self, x): return fast_layout(x)*self.scale.to(x.dtype) + self.shift.to(x.dtype)
 
 def _init_weights(m):
     if isinstance(m, (nn.Conv2d, nn.Linear)): nn.init.kaiming_normal_(m.weight, a=.1)

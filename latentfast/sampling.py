@@ -77,8 +77,7 @@ def predict(
     if not isinstance(k, Tensor):
         dtype = torch.promote_types(x.dtype, torch.float32) if isinstance(k, float) else torch.long
         k = torch.full((len(x),), k, device=x.device, dtype=dtype)
-    layout = torch.channels_last if x.ndim==4 else torch.preserve_format  # the fastest, and one for all, so that rounding is the same everywhere
-    pred = model(x.to(p.dtype, memory_format=layout), k, *([] if cond is None else [cond]))
+    pred = model(x.to(p.dtype), k, *([] if cond is None else [cond]))
     if isinstance(pred, tuple): pred = pred[0]
     return getattr(pred, 'sample', pred).to(x.dtype)
 
@@ -483,7 +482,7 @@ def sample(
     sampler:str=None,    # One of `SAMPLERS`; 'unipc' if not given, or 'ddim' where there is an eta
     eta:float=0.,        # Share of fresh noise, in [0,1], for 'ddim' and 'euler'; 'ddpm' and 'euler_a' are these with 1
     seed:int=None,       # Seed, 0 or more; drawn from torch's own generator if not given
-    batch_size:int=64,   # Samples at a time; changes nothing but memory and speed
+    batch_size:int=64,   # Samples at a time; changes memory, speed and rounding
     shape=None,          # Shape of one sample [C,h,w]; the model's if not given
     schedule:str=None,   # Noise schedule, one of `SCHEDULES`; the model's if not given
     objective:str=None,  # One of `OBJECTIVES`; the model's if not given
@@ -537,6 +536,7 @@ def sample(
     if seed is None: seed = torch.randint(2**31, ()).item()
     p = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     device = p.device if p is not None else torch.device('cpu')
+    if p is not None and device.type!='cpu': model.to(memory_format=torch.channels_last)  # one layout, so that rounding is the same everywhere
     dtype = number_format(precision, device)
     if p is None or p.dtype!=torch.float32: dtype = torch.float32  # a model in half precision needs no autocast
 

@@ -113,7 +113,7 @@ class Perceptual(Callback):
 
     def _prepare(self):
         device = next(self.model.parameters()).device
-        for l in self.losses: l.net.to(device)
+        for l in self.losses: l.net.to(device, **{} if device.type=='cpu' else dict(memory_format=torch.channels_last))
         own = not isinstance(get_model(self.model), LatentUNet)  # which asks for no condition
         cond = {k: v.to(device) for c in self.dls.conds for k,v in c(self.dls.store.train, [0]).items()} if own and self.alignments else {}
         for l in self.alignments: l.prepare(get_model(self.model), torch.zeros(1, *self.dls.store.latent_shape, device=device), cond or None)

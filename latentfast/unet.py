@@ -15,7 +15,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from diffusers.utils import is_accelerate_available
 from .conditioning import CaptionEncoder
-from .winograd import Conv3x3
+from .winograd import Conv3x3, fast_layout
 
 # %% ../nbs/08_unet.ipynb #b9250d86
 def timestep_embedding(
@@ -260,7 +260,7 @@ class LatentUNet(ModelMixin, ConfigMixin):
             label = cond.get('label', torch.tensor([-1], device=emb.device))
             emb = emb + self.label_emb(label.where(label>=0, self.config.n_classes))
         context = self._context(cond, b)
-        pile = [x := self.conv_in(sample)]
+        pile = [x := self.conv_in(fast_layout(sample))]
         for block in self.downs:
             pile += block(x, emb, context)
             x = pile[-1]

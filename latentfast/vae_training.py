@@ -26,7 +26,7 @@ from fastai.optimizer import OptimWrapper
 from fastai.torch_core import default_device, set_seed
 from fastcore.basics import listify
 from .autoencoder import LatentCodec, grid_image, number_format, psnr, show_images, to_tensor
-from .callbacks import AutocastLearner, AutoPrecision, EpochSeed
+from .callbacks import AutocastLearner, AutoPrecision, EpochSeed, _one_layout
 from .evaluation import features, fid
 from .lpips import PicturesToFloat
 from .sources import Pictures, find_pictures, _TURN, _orientation, _rgb
@@ -546,7 +546,12 @@ _SIZES = {None: dict(channels=None, layers=2, attention=True, codebook=16384, kl
           'tiny': dict(channels=(16,48,96,120), layers=1, attention=False, codebook=1024, kl_weight=.05, restart=100, disc_start=2000,
                        disc_channels=32)}
 
-_ldm_adam = partial(OptimWrapper, opt=partial(torch.optim.Adam, betas=(.5,.9), fused=True))
+def _fused_adam(params, **kwargs):
+    opt = torch.optim.Adam(params, betas=(.5,.9), fused=True, **kwargs)
+    opt.register_step_pre_hook(_one_layout)
+    return opt
+
+_ldm_adam = partial(OptimWrapper, opt=_fused_adam)
 
 def vae_learner(
     dls,                     # What `picture_dls` gave

@@ -51,6 +51,15 @@ def test_a_seed_gives_the_same_samples_whatever_the_batch_and_the_start(unet, sa
     assert same(torch.cat([go(32), go(32, start=32)]), x)
     assert (x[0]-x[1]).abs().max() > .1 and (go(2, seed=6)-x[:2]).abs().max() > .1
 
+def test_convolutions_with_fewer_multiplications_round_otherwise_and_no_more():
+    "From 32 samples at a time a wide network takes them; see the notebook winograd"
+    torch.manual_seed(0); wide = LatentUNet(nfs=(64,), sample_size=8)
+    with torch.no_grad():
+        for p in wide.parameters(): p.add_(.02*torch.randn_like(p))
+    x,y = (sample(wide, 33, 10, seed=0, batch_size=bs, precision=None, progress=False) for bs in (33,16))
+    assert 0 < (x-y).abs().max() < 1e-3*x.abs().max()
+    assert all(p.is_contiguous() for p in wide.parameters()), 'sampling has changed how the weights lie in memory'
+
 @pytest.mark.parametrize('sampler', ['unipc','dpm++sde'])
 def test_pictures_are_the_same_whatever_the_slice_and_the_start(pipe, sampler):
     def go(n, **kw): return pipe(n, num_inference_steps=3, seed=5, sampler=sampler, output_type='np', **kw).images.astype(int)
