@@ -51,9 +51,10 @@ def winograd_conv(
     bias:Tensor=None  # Bias [O]
 ) -> Tensor:          # [B,O,h,w] in channels-last memory
     "`F.conv2d(x, weight, bias, padding=1)` with (h+2)·(w+2) products a channel instead of 9·h·w; ValueError for what it can't take. Lavin and Gray 2016. Has no second derivative"
+    if x.ndim!=4 or x.device.type!='cpu' or weight.shape[1:]!=(x.shape[1],3,3) or max(x.shape[2:])>8:
+        raise ValueError(f'Weights {list(weight.shape)} for maps {list(x.shape)} on {x.device}: give weights [O,C,3,3] and maps [B,C,h,w] on a CPU, '
+                         'of at most 8×8, since larger ones lose too many digits, or use F.conv2d.')
     b,c,h,w = x.shape
-    if weight.shape[1:]!=(c,3,3) or max(h, w)>8:
-        raise ValueError(f'Weights {list(weight.shape)} and maps {list(x.shape)}: give weights [O,{c},3,3] and maps of at most 8×8, since larger ones lose too many digits, or use F.conv2d.')
     y = _Winograd.apply(x.permute(0,2,3,1).reshape(b, h*w, c), weight.reshape(-1, 9), bias, h, w)
     return y.view(b, h, w, len(weight)).permute(0,3,1,2)
 
