@@ -8,8 +8,8 @@ __all__ = ['AutoPrecision', 'LatentDistributedDL', 'LatentDistributedTrainer', '
            'EpochSeed', 'Checkpoint', 'TrainProgress']
 
 # %% ../nbs/04a_callbacks.ipynb #22a40988
-import math, random, time
-from contextlib import contextmanager
+import math, random, signal, threading, time
+from contextlib import contextmanager, ExitStack
 from functools import partial
 from pathlib import Path
 import numpy as np, torch
@@ -167,7 +167,7 @@ class AutocastLearner(Learner):
         "As fastai's"
         self._late = LateNumber()
         try:
-            with keep_memory(): super().fit(n_epoch, lr, **kwargs)
+            with keep_memory(), ExitStack() as self.at_end: super().fit(n_epoch, lr, **kwargs)
         finally:
             self.replaying = False
             for cb in self.cbs: cb.run = True
@@ -281,8 +281,13 @@ def _set_rng_state(s, device):
     random.setstate((version, tuple(words), gauss)); np.random.set_state((name, keys.numpy().astype(np.uint32), *rest)); torch.set_rng_state(s['torch'])
     if device.type!='cpu' and s.get('device') is not None: mod, args = _device_rng(device); mod.set_rng_state(s['device'], *args)  # each process on its own
 
+def _stop(number):
+    "End as a signal has it"
+    if number==signal.SIGTERM: raise SystemExit(128+number)
+    raise KeyboardInterrupt
+
 class Checkpoint(Callback):
-    "Save after every epoch and every so many seconds, and go on from what was saved last. Where epochs are short and saving is slow, not after each"
+    "Save after every epoch, every so many seconds and on Ctrl-C or SIGTERM, and go on from what was saved last. Where epochs are short and saving is slow, not after each"
     order = Recorder.order+10
     def __init__(self,
         path,           # The file; its folder is made
@@ -294,9 +299,27 @@ class Checkpoint(Callback):
         self.path, self.settings, self.every, self.after_save, self.may_change = Path(path), settings or {}, every, after_save, may_change
         self.saved, self.cost, self.fits = time.time(), 0., 0
 
+    will_save, stop_asked = False, None  # whether it is about to, after the batch or the epoch; the signal that it is to stop for
+    @contextmanager
+    def _signals(self):
+        "Ctrl-C and SIGTERM wait where it is about to save; asked again, a second later or more, they don't"
+        first = 0.
+        def ask(number, frame):
+            nonlocal first
+            if not self.will_save or self.stop_asked and time.time()-first>1: _stop(number)
+            if not self.stop_asked: self.stop_asked, first = number, time.time()  # torchrun passes on what its processes have had already
+        main = threading.current_thread() is threading.main_thread()  # only there Python takes signals
+        before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM) if main and signal.getsignal(s) is not signal.SIG_IGN}
+        for s in before: signal.signal(s, ask)
+        try: yield
+        finally:
+            self.will_save, self.stop_asked = False, None
+            for s,handler in before.items(): signal.signal(s, handler or signal.SIG_DFL)
+
     def before_fit(self):
         self.run = not (getattr(self.learn, 'validating', False) or hasattr(self.learn, 'lr_finder'))
         if not self.run: return
+        if hasattr(self.learn, 'at_end'): self.learn.at_end.enter_context(self._signals())
         self.state, self.start, self.skip, self.whole, self.seed = None, 0, False, False, None if hasattr(self.learn, 'epoch_seed') else int(torch.randint(2**31, ()))
         if self.path.exists(): self._load()
         if num_distrib()>1:  # one for all processes
@@ -335,6 +358,7 @@ class Checkpoint(Callback):
 
     done = 0  # batches of this epoch that an earlier run did
     def before_train(self):
+        self.will_save = hasattr(self.dls.train, 'skip')
         if self.state is None: return
         s, dl, self.state = self.state, self.dls.train, None
         if not s['batch']: return
@@ -345,17 +369,20 @@ class Checkpoint(Callback):
         self.learn.pct_train = (self.epoch+self.done/len(dl))/self.n_epoch
 
     def after_batch(self):
-        due = self.training and self.every is not None and time.time()-self.saved>=self.every
-        if due and hasattr(self.dls.train, 'skip'): self._save(self.done+self.iter+1)
+        if not self.training or not hasattr(self.dls.train, 'skip'): return
+        if (stop := self.stop_asked) or self.every is not None and time.time()-self.saved>=self.every: self._save(self.done+self.iter+1)
+        if stop and not rank_distrib(): _stop(stop)  # the other processes can't go on without this one
     def after_epoch(self):
         if self.epoch < self.start:
             self.recorder.iters[-1] = self.state['iters'][self.epoch]
             if self.epoch+1==self.n_epoch: self.fits += 1
             return
         self.done = 0
-        if self.epoch+1==self.n_epoch or self.cost<.1 or time.time()-self.saved>20*self.cost: self._save(0)  # at most a twentieth of the time
+        stop, self.will_save = self.stop_asked, False
+        if stop or self.epoch+1==self.n_epoch or self.cost<.1 or time.time()-self.saved>20*self.cost: self._save(0)  # at most a twentieth of the time
         if self.epoch+1==self.n_epoch: self.fits += 1
         if self.after_save: self.after_save(self.epoch)
+        if stop and not rank_distrib(): _stop(stop)
 
     def _save(self, batch):
         "Save after `batch` batches of this epoch, or after all of it if 0; one process of several does"

@@ -549,8 +549,8 @@ def main(
         if 'out of memory' not in str(e).lower(): raise
         print(f'latentfast {a.command}: the device ran out of memory ({" ".join(str(e).split())[:100]}...): give a smaller --batch-size or --size.', file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as e:  # Ctrl-C; SIGTERM in a training
         again = ': the same command goes on where it stopped' if GOES_ON in text or a.command=='demo' else ''
         print(f'\nlatentfast {a.command}: interrupted{again}.', file=sys.stderr)
-        return 130
+        return getattr(e, 'code', 130)
     return 0

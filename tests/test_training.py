@@ -1,5 +1,5 @@
 "Training in several processes: two with half the batch each are one with all of it. Killed runs."
-import importlib.util, json, os, random, socket, subprocess, sys
+import importlib.util, json, os, random, signal, socket, subprocess, sys, time
 from pathlib import Path
 import pytest, torch
 from conftest import make_pictures
@@ -153,6 +153,22 @@ def test_slow_saves_do_not_eat_short_epochs(tmp_path):
     assert (saves, some, one)==(5, 2, 1) and torch.load(tmp_path/'b.pt', weights_only=True)['epoch']==4
     mended, _ = fit(tmp_path/'c.pt')
     assert close(whole.model.state_dict(), mended.model.state_dict(), 0)
+
+@pytest.mark.parametrize('wait', [0., 1.1])
+def test_asked_twice_to_stop(store, tmp_path, wait):
+    "At once the second time, but not where a launcher passes on what this process has had already"
+    from fastai.callback.core import Callback
+    from latentfast.callbacks import Checkpoint
+    from latentfast.data import latent_dls
+    from latentfast.training import diffusion_learner
+    from latentfast.unet import LatentUNet
+    class Asks(Callback):
+        def before_step(self): signal.raise_signal(signal.SIGINT); time.sleep(wait); signal.raise_signal(signal.SIGINT)
+    before = signal.getsignal(signal.SIGINT)
+    learn = diffusion_learner(latent_dls(store, bs=64), LatentUNet(nfs=(8,16), num_layers=1), precision=None, cbs=[Checkpoint(tmp_path/'c.pt'), Asks()])
+    with learn.no_bar(), learn.no_logging(), pytest.raises(KeyboardInterrupt): learn.fit_one_cycle(2, 1e-3)
+    assert (tmp_path/'c.pt').exists()==(wait<1)
+    assert signal.getsignal(signal.SIGINT)==before
 
 # ---- killed
 
