@@ -46,7 +46,7 @@ def number(
     return read
 
 COUNT, WHOLE, REAL = number(least=1), number(least=0), number(float)
-GOES_ON = 'Interrupted, the same command goes on.'
+GOES_ON = 'If interrupted, run the same command again: it resumes.'
 SEED = arg('--seed', type=WHOLE, default=0, help='the same seed gives the same result')
 STORE = arg('store', help='a store made by encode')
 BATCH = arg('--batch-size', type=COUNT, default=64, help='pictures at once')
@@ -54,18 +54,148 @@ JSON = arg('--json', action='store_true', help='print JSON, for scripts')
 VALID = arg('--valid-pct', type=REAL, default=.1, help='share held out for validation where the source has no split of its own')
 CYCLE = 'largest learning rate of the one-cycle schedule'
 
-# %% ../nbs/17_cli.ipynb #83f679c2
-@command('From pictures to generated pictures and a report in a few minutes.',
-    arg('--out', default='demo', help='folder for everything that is made'),
-    arg('--minutes', type=REAL, default=8., help='scales the work; about how long two CPU cores take'),
-    arg('--size', type=COUNT, default=64, help='height and width of the pictures in pixels'),
-    arg('--data', help='a folder of your own pictures instead of rendered scenes'),
-    arg('--compare', action='store_true', help='also train a twin with MSE alone'),
-    arg('--weight', type=REAL, default=.5, help="weight of the alignment of the U-Net's middle with the classifier; the second level's is three fifths of it"),
-    arg('--unet', default='tiny', help='size of the U-Net: tiny, small, base or course'), SEED)
-def _demo(a):
-    from latentfast.demo import demo
-    demo(a.out, minutes=a.minutes, size=a.size, data=a.data, compare=a.compare, seed=a.seed, weight=a.weight, unet=a.unet)
+def _settings(a, names, **more): return dict({k: getattr(a, k) for k in names.split()}, **more)
+
+# %% ../nbs/17_cli.ipynb #6486e70f
+MAP = '''The steps of a project, in order:
+
+  latentfast demo                                        # everything at once, on rendered scenes
+
+  latentfast train-vae PHOTOS VAE                        # only for pictures that no public autoencoder knows
+  latentfast encode PHOTOS STORE                         # pictures to latents; --dry-run says what it will take
+  latentfast info STORE                                  # what is in it
+  latentfast verify STORE                                # that no byte of it has changed
+  latentfast train-classifier STORE CLF                  # for the loss on features; needs classes
+  latentfast train STORE MODEL --perceptual CLF
+  latentfast sample MODEL grid.png
+  latentfast evaluate MODEL STORE                        # --features for a judge that no loss used
+  latentfast play MODEL                                  # try it in the browser'''
+
+# %% ../nbs/17_cli.ipynb #4d4090c8
+def parser():
+    "The `latentfast` command's parser"
+    class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+        def _get_help_string(self, action):  # no "(default: None)", "(default: False)"
+            return action.help if action.default is None or action.default is False else super()._get_help_string(action)
+    class Parser(argparse.ArgumentParser):
+        def error(self, message): self.exit(2, f'{self.prog}: {message} ({self.prog} --help explains)\n')
+    top = Parser(prog='latentfast', formatter_class=Help, description='Train a latent diffusion model on your own pictures.\n\n'+MAP)
+    top.add_argument('--version', action='version', version=f'latentfast {latentfast.__version__}')
+    subs = top.add_subparsers(dest='command', metavar='COMMAND')
+    for name,(func,text,args) in COMMANDS.items():
+        p = subs.add_parser(name, help=text.split('.')[0], description=text, formatter_class=Help)
+        for names,kwargs in args: p.add_argument(*names, **kwargs)
+    return top
+
+# %% ../nbs/17_cli.ipynb #4af95995
+def main(
+    argv=None # Arguments; the command line's if not given
+) -> int:     # Exit status
+    "The `latentfast` command"
+    top = parser()
+    try: a = top.parse_args(argv)
+    except SystemExit as e: return e.code  # --help, or an error that was said
+    if a.command is None: return top.print_help() or 0
+    os.environ.setdefault('FASTPROGRESS_DISABLE', '1')
+    warnings.filterwarnings('ignore', module='torch.jit')  # torch's advice to the libraries that are imported
+    warnings.showwarning = lambda message, *args, **kwargs: print(f'latentfast {a.command}: {" ".join(str(message).split())}', file=sys.stderr)
+    func, text, _ = COMMANDS[a.command]
+    try: func(a)
+    except (ValueError, OSError, FloatingPointError, ImportError) as e:
+        print(f'latentfast {a.command}: {" ".join(str(e).split())}', file=sys.stderr)
+        return 2
+    except RuntimeError as e:
+        if 'out of memory' not in str(e).lower(): raise
+        print(f'latentfast {a.command}: the device ran out of memory ({" ".join(str(e).split())[:100]}...): give a smaller --batch-size or --size.', file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, SystemExit) as e:  # Ctrl-C; SIGTERM in a training
+        again = ': the same command goes on where it stopped' if GOES_ON in text else ''
+        print(f'\nlatentfast {a.command}: interrupted{again}.', file=sys.stderr)
+        return getattr(e, 'code', 130)
+    return 0
+
+# %% ../nbs/17_cli.ipynb #30015dfc
+def _dry_run(a):
+    "What `encode` would do with these arguments, and take"
+    from datetime import timedelta
+    from latentfast.encode import encode_cost
+    c = encode_cost(a.src, **_settings(a, 'codec size batch_size valid_pct captions crop flip moments dtype precision seed workers'))
+    of = c['classes'].values()
+    classes = f'{len(of):,} classes of {min(of):,} to {max(of):,}' if of else 'no classes'
+    print(f'pictures  {c["pictures"]:,}: {", ".join(f"{n:,} {s}" for s,n in c["splits"].items() if n)}; {classes}; {"" if c["captions"] else "no "}captions')
+    if c['missing']: print(f'missing   {c["missing"]:,} rows without a picture: their links were broken')
+    print(f'store     {c["bytes"]:,} bytes: {c["row_bytes"]:,} a picture, for {a.dtype} latents of {"x".join(map(str, c["shape"]))}, and names')
+    print(f'time      {c["hours"]:.3f} hours ({timedelta(seconds=round(3600*c["hours"]))}) on this machine, at {c["rate"]:,.1f} pictures a second')
+    print(f'tried     {c["tried"]:,} pictures, '+(f'{c["bad"]:,} of which cannot be used' if c['bad'] else 'all of which can be used'))
+    print('Nothing was written.')
+
+# %% ../nbs/17_cli.ipynb #e132f1ea
+@command(f'Encode a folder of pictures into a store of latents. {GOES_ON}',
+    arg('src', help='pictures: folders named by class, below train and valid if you like; a flat folder; ImageNet as it is unpacked; a .csv or .tsv '
+        'of file, label or caption; WebDataset .tar shards; parquet as img2dataset writes it; a saved datasets folder, or hf:NAME; '
+        'an fsspec address of a folder or shards'),
+    arg('store', help='folder to make, or an fsspec address such as s3://bucket/store'),
+    arg('--codec', default='tiny', help="autoencoder: 'tiny', a folder, or a hub id such as stabilityai/sd-vae-ft-ema"),
+    arg('--size', type=COUNT, default=64, help='height and width in pixels that pictures are cut and reduced to'), BATCH,
+    arg('--shard-rows', type=COUNT, default=8192, help='pictures in a file of the store: what an interruption costs at most'), VALID,
+    arg('--captions', metavar='FILE', help='captions by file name: .jsonl, .csv or .tsv'),
+    arg('--crop', default='center', choices=['center','random','none'], help='cut a square from the middle or from anywhere, or squash the picture'),
+    arg('--flip', action='store_true', help='also store the latents of the mirrored pictures, for training to draw from'),
+    arg('--moments', action='store_true', help="also store the standard deviation of the autoencoder's posterior, to draw from in training"),
+    arg('--dtype', default='float16', choices=['float16','int8'], help='int8 takes half the space'),
+    arg('--precision', default='auto', choices=['auto','bf16','fp32'], help='what the autoencoder computes in'),
+    arg('--engine', default='local', choices=['local','ray'], help='ray shares the files of the store out on a Ray cluster'),
+    arg('--address', help="Ray's head node; a Ray of this machine's own if not given"),
+    arg('--num-gpus', type=REAL, default=0, help='GPUs of each Ray worker'),
+    arg('--concurrency', type=COUNT, help='Ray workers; as many as the cluster has room for if not given'),
+    arg('--text-encoder', metavar='NAME', help='have this text encoder read the captions as well, for train --cond text: a folder or a hub id such as '
+        'openai/clip-vit-large-patch14 (needs the extra: pip install latentfast[text]). Without it a small one of our own is trained with the model'),
+    arg('--workers', type=WHOLE, help='threads that read pictures; one a core if not given'), SEED,
+    arg('--dry-run', action='store_true', help='write nothing: say how many pictures there are, the bytes of the store and, from a probe of at most ten '
+        'seconds on this machine, the time'))
+def _encode(a):
+    from latentfast.encode import encode
+    if a.dry_run: return _dry_run(a)
+    if a.text_encoder:  # first, so that a mistyped name costs no time
+        from fastai.torch_core import default_device
+        from latentfast.conditioning import TextEncoder, store_text
+        encoder = TextEncoder.from_pretrained(a.text_encoder).to(default_device())
+    names = ('codec size batch_size shard_rows valid_pct captions crop flip moments dtype precision '
+             'seed engine address num_gpus concurrency workers').split()
+    store = encode(a.src, a.store, **{k: getattr(a, k) for k in names})
+    print(store)
+    if not a.text_encoder: return
+    about = store_text(store, encoder).about
+    print(f'{about["captions"]:,} different captions, read by {about["name"]}: {2e-6*about["rows"]*about["dim"]:,.1f} MB')
+
+# %% ../nbs/17_cli.ipynb #b2656ad3
+def _file(path, what, *endings):
+    path = Path(path)
+    if path.suffix.lower() not in endings:
+        raise ValueError(f'{path} should be a {what} ({", ".join(endings)}), such as {path.with_suffix(endings[0])}.')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+def _picture(path): return _file(path, 'picture file', '.png', '.jpg', '.jpeg', '.webp')
+
+@command('Show what is in a store.', STORE, arg('--show', metavar='PNG', help='also write the first pictures, decoded, to this file'), JSON)
+def _info(a):
+    from latentfast.store import LatentStore
+    store = LatentStore(a.store)
+    print(json.dumps({k: v for k,v in store.index.items() if k!='shards'}) if a.json else store)
+    if not a.show: return
+    from latentfast.autoencoder import LatentCodec, grid_image
+    codec = LatentCodec.from_pretrained(store.codec_path); store.check_codec(codec)
+    grid_image(codec.decode(store.train.__getitems__(range(min(64, len(store.train))))[0]), ncol=8).save(_picture(a.show))
+    if not a.json: print('first pictures, decoded:', a.show)
+
+@command('Check every shard of a store against its checksum.', STORE, arg('--quick', action='store_true', help='sizes and headers only'), JSON)
+def _verify(a):
+    from latentfast.store import store_problems
+    problems = store_problems(a.store, quick=a.quick)
+    if a.json: print(json.dumps(dict(store=str(a.store), problems=problems)))
+    if problems: raise ValueError(f'{a.store} has {len(problems)} problem{"s"*(len(problems)>1)}: '+'; '.join(problems))
+    if not a.json: print(f'{a.store}: all shards are whole'+(' (sizes and headers only)' if a.quick else ', every checksum fits'))
 
 # %% ../nbs/17_cli.ipynb #869ba3a8
 def _claim(out, command, settings, may_change=()):
@@ -110,39 +240,222 @@ def _fill_epochs(a, store, least, steps):
     "Where no epochs were asked for: `least`, or what makes so many steps of a small store"
     if a.epochs is None: a.epochs = max(least, -(-steps//max(1, store.index['counts']['train']//max(1, a.batch_size))))
 
-def _settings(a, names, **more): return dict({k: getattr(a, k) for k in names.split()}, **more)
+# %% ../nbs/17_cli.ipynb #0f360f8e
+@command(f'Train a classifier on the latents of a store, for the loss on features and for judging. {GOES_ON}',
+    arg('store', help='a store with classes'), arg('out', help='folder for the classifier'),
+    arg('--epochs', type=COUNT, help='times through the training pictures; if not given 10, or more for a small store: 1,000 steps'),
+    arg('--batch-size', type=COUNT, default=64, help='latents in a batch'),
+    arg('--lr', type=REAL, help=f'{CYCLE}; 3e-3 if not given, the article\'s 1e-2 for course'),
+    arg('--arch', default='small', help="network and recipe: tiny, small, base, or course, the article's"), SEED)
+def _train_classifier(a):
+    from latentfast.classifier import classifier_learner
+    from latentfast.store import LatentStore
+    store = LatentStore(a.store)
+    _fill_epochs(a, store, 10, 1000)
+    learn = classifier_learner(store, arch=a.arch, bs=a.batch_size, lr=a.lr, seed=a.seed)
+    settings = _settings(a, 'epochs batch_size arch seed', lr=learn.lr, fingerprint=store.fingerprint, rows=store.index['counts'])
+    results = _fit(a, learn, settings, learn.lr)
+    if results is None: return
+    learn.model.save_pretrained(a.out)
+    _finish(a.out, results=results)
+    print(f'{a.out}: accuracy {results["accuracy"]:.1%} on {len(store.valid):,} held-out pictures, {len(store.classes)} classes')
 
-# %% ../nbs/17_cli.ipynb #cf8d1644
-@command(f'Train a perceptual distance on the choices of people (BAPPS), or on made pairs of distortions. {GOES_ON}',
-    arg('src', help='the folder of the BAPPS data set; or a folder of pictures, from which pairs with a known answer are made'),
-    arg('out', help='folder for the distance'),
-    arg('--net', default='vgg16', help="a timm model, whose weights are fetched; or 'tiny' or a folder made by train-lpips, to begin with that one"),
-    arg('--size', type=COUNT, default=64, help='height and width in pixels'),
-    arg('--triplets', type=COUNT, default=10000, help='how many to make, where src is a folder of pictures'),
-    arg('--epochs', type=COUNT, default=10, help='times through the triplets'),
-    arg('--batch-size', type=COUNT, default=50, help='triplets in a batch'),
-    arg('--lr', type=REAL, default=1e-3, help=CYCLE),
-    arg('--workers', type=WHOLE, default=0, help='processes that read the triplets of BAPPS'), SEED)
-def _train_lpips(a):
-    import numpy as np
-    from latentfast.lpips import BAPPS, LPIPS, DistortionTriplets, bapps_scores, bapps_table, lpips_learner, score_2afc, triplet_dls
-    from latentfast.vae_training import picture_dls
-    src, out = Path(a.src), Path(a.out)
-    net = LPIPS.from_pretrained(a.net) if a.net=='tiny' or Path(a.net).is_dir() else LPIPS(a.net, pretrained=True)
-    real = any(next(p.glob('train/*/judge'), None) for p in (src, src/'2afc'))
-    if real: train, valid = BAPPS(src, 'train', size=a.size), BAPPS(src, 'val', size=a.size)
+# %% ../nbs/17_cli.ipynb #b493c083
+def _prompts(path):
+    "The texts of a file, one a line"
+    try: texts = [l.strip() for l in Path(path).read_text(encoding='utf-8').splitlines() if l.strip()]
+    except FileNotFoundError: raise FileNotFoundError(f'There is no file {path}: give a text file with a prompt, or the name of a class, a line.') from None
+    except UnicodeDecodeError: texts = []
+    if not texts: raise ValueError(f'{path} holds no text: give a text file with a prompt, or the name of a class, a line.')
+    return texts
+
+def _share(texts, n): return [texts[i*len(texts)//n] for i in range(n)]  # n pictures shared out over the texts
+
+def _loss(a):
+    "The loss on features that is asked for, or None"
+    from latentfast.classifier import LatentClassifier
+    from latentfast.feature_nets import alignments
+    from latentfast.perceptual import PerceptualLoss
+    if not a.perceptual: return None
+    net, kw = LatentClassifier.from_pretrained(a.perceptual), {} if a.weight is None else dict(weight=a.weight)
+    return alignments(net, **kw) if a.loss=='alignment' else PerceptualLoss(net, dict(pooled='pool', layers=[-3,-2,-1])[a.loss], **kw)
+
+# %% ../nbs/17_cli.ipynb #af89090c
+@command(f'Train a diffusion model on the latents of a store. {GOES_ON}', STORE, arg('out', help='folder for the model'),
+    arg('--epochs', type=COUNT, help='times through the training pictures; if not given 20, or more for a small store: 3,000 steps'),
+    arg('--batch-size', type=COUNT, default=64, help='latents in a batch'),
+    arg('--lr', type=REAL, default=2e-3, help=CYCLE),
+    arg('--unet', '--size', default='small', help='size of the U-Net: tiny, small, base or course'),
+    arg('--objective', default='v', help='what the network answers: v, eps, x0, flow or karras'),
+    arg('--schedule', default='cosine', help='noise schedule: cosine, linear, scaled_linear, flow, linear_zsnr or scaled_linear_zsnr'),
+    arg('--weighting', choices=['min_snr','p2','none'], default='min_snr', help='loss weighting over the noise levels; none weighs all alike'),
+    arg('--perceptual', metavar='CLF', help='classifier for a loss on features beside the MSE: a folder made by train-classifier, or '
+        'tiny-imagenet, which is bundled, for latents of tiny'),
+    arg('--loss', choices=['alignment','pooled','layers'], help="with --perceptual: alignment has the U-Net's features predict the classifier's (REPA); pooled "
+        "and layers compare the classifier's activations of what is predicted and what is true, pooled or in its last three maps; alignment if not given"),
+    arg('--weight', type=REAL, help='with --perceptual: weight of that loss; .5 for alignment and .1 for the others, if not given'),
+    arg('--cond', metavar='WHAT', help="what the model is told: 'class', 'text' (the captions), or the folder of a second store with pictures of the "
+        'same names'),
+    arg('--cond-drop', type=REAL, help='with --cond: probability of leaving it out, for classifier-free guidance; .1 if not given'),
+    arg('--prompts', metavar='FILE', help='with --cond class or text: class names or prompts, one a line, that are sampled while it trains: a row for '
+        'each time in OUT/progress/strip.png'),
+    arg('--guidance-scale', type=REAL, help='with --cond: how strongly the samples follow it; 3 if not given'),
+    arg('--ema', type=REAL, default=.999, help="decay of the weights' moving average"),
+    arg('--keep-weak', action='store_true', help='also save the averaged weights of the first fifth of the training, for autoguidance (sample --weak)'),
+    arg('--sample-every', type=COUNT, help='epochs between pictures in OUT/progress; a fifth of all if not given'),
+    arg('--precision', default='auto', choices=['auto','bf16','fp16','fp32'], help="number format: auto takes the device's fastest"),
+    arg('--gradient-checkpointing', action='store_true', help='recompute activations in the backward pass: less memory, slower steps'), SEED)
+def _train(a):
+    from latentfast.data import latent_dls
+    from latentfast.store import LatentStore
+    from latentfast.training import KeepWeak, SampleProgress, diffusion_learner
+    import latentfast.pipeline
+    store, out = LatentStore(a.store), Path(a.out)
+    _fill_epochs(a, store, 20, 3000)
+    for given,wants in (('loss','perceptual'), ('weight','perceptual'), ('cond_drop','cond'), ('guidance_scale','cond')):
+        if getattr(a, given) is not None and not getattr(a, wants): raise ValueError(f'--{given.replace("_", "-")} wants --{wants}.')
+    a.size, a.loss, a.cond_drop = a.unet, a.loss or 'alignment', .1 if a.cond_drop is None else a.cond_drop
+    if a.prompts and a.cond not in ('class','text'): raise ValueError('--prompts wants --cond class or --cond text, for a model that can be asked.')
+    asked = _prompts(a.prompts) if a.prompts else store.classes if a.cond=='class' else None
+    loss = _loss(a)
+    names = 'epochs batch_size lr size objective schedule weighting perceptual loss weight ema seed'
+    if a.cond: names += ' cond cond_drop'
+    if a.keep_weak: names += ' keep_weak'
+    if a.precision!='auto': names += ' precision'
+    settings = _settings(a, names, fingerprint=store.fingerprint, rows=store.index['counts'])
+    learn = diffusion_learner(latent_dls(store, bs=a.batch_size, seed=a.seed, index=True, cond=a.cond), perceptual=loss,
+        weighting=None if a.weighting=='none' else a.weighting, precision=a.precision,
+        **_settings(a, 'size objective schedule ema seed cond_drop'))
+    if a.gradient_checkpointing: learn.model.enable_gradient_checkpointing()
+    shown = asked if a.prompts else asked and asked[:8]
+    cbs = [SampleProgress(every=a.sample_every or -(-a.epochs//5), n=8, seed=a.seed, folder=out/'progress', cond=shown, guidance_scale=a.guidance_scale)]
+    if a.keep_weak: cbs.append(KeepWeak())
+    results = _fit(a, learn, settings, a.lr, cbs)
+    if results is None: return
+    ask = dict(cond=_share(asked, 64), guidance_scale=a.guidance_scale) if asked else {}
+    learn.export_pipeline(out, samples=learn.sample(64, seed=a.seed, **ask))
+    _finish(out, results=results)
+    print(f'{out}: trained {a.epochs} epochs. Pictures: {out/"samples.png"}; while it trained: {out/"progress"}')
+
+# %% ../nbs/17_cli.ipynb #909f04d7
+def _opened(path, as_rgb=True):
+    "A picture from a file; `as_rgb=False` leaves it its transparency"
+    from PIL import Image, ImageOps
+    from latentfast.sources import _rgb
+    try:
+        with Image.open(path) as im: return _rgb(ImageOps.exif_transpose(im)) if as_rgb else ImageOps.exif_transpose(im)
+    except FileNotFoundError: raise FileNotFoundError(f'There is no picture {path}.') from None
+    except (OSError, Image.DecompressionBombError) as e: raise ValueError(f'{path} is no picture that can be read ({e}).') from None
+
+@command('Sample pictures from a model.',
+    arg('model', help='a model made by train'), arg('out', help='a picture file for a grid, or a folder for single pictures'),
+    arg('-n', type=COUNT, default=64, help='how many pictures'),
+    arg('--steps', type=COUNT, help='steps; each is a network call, or two with heun. If not given 15 for unipc, dpm++, dpm++sde, deis and lcm, else 50'),
+    arg('--sampler', help='ddim, ddpm, euler, euler_a, heun, dpm++, dpm++sde, unipc, deis or lcm; unipc if not given, or ddim with --eta'),
+    arg('--eta', type=REAL, default=0., help='randomness of ddim and euler: 0 none, 1 as ddpm and euler_a'),
+    arg('--spacing', help='which timesteps: trailing, leading, linspace or karras; what suits the sampler if not given'),
+    arg('--t-max', type=REAL, help='time from 0 to 1 to start at; 1 if not given. For a model trained on eps .98 may be better'),
+    arg('--size', type=COUNT, help="height and width in pixels; the training pictures' if not given"),
+    arg('--init', metavar='PICTURE', help='a picture to start from'),
+    arg('--strength', type=REAL, help='how much of --init is made new, 0 to 1; .6 if not given, or 1 with --mask'),
+    arg('--mask', metavar='PICTURE', help='white where --init is to be made new, black where it stays'),
+    arg('--class', dest='label', metavar='NAME', help='a class, by name or number'),
+    arg('--prompt', action='append', metavar='TEXT', help='what to draw, for a model trained with --cond text; may come several times: the -n pictures '
+        'are shared out'),
+    arg('--prompts', metavar='FILE', help='a file of prompts, one a line'),
+    arg('--negative-prompt', metavar='TEXT', help='what to move away from; wants a guidance scale above 1'),
+    arg('--cond-image', metavar='PICTURE', help='the picture that tells a model what to make that was trained with a second store'),
+    arg('--classifier', metavar='CLF', help='a classifier made by train-classifier, to steer a model that was trained without classes to --class'),
+    arg('--weak', metavar='MODEL', nargs='?', const=True, help='autoguidance: steer away from a weaker model; without a value the one that train --keep-weak saved, '
+        'else a model of the same latents, such as one trained for a tenth of the time'),
+    arg('--guidance-scale', type=REAL, help='how strongly to follow the class, prompt, picture or classifier, or to go away from --weak; if not given 3 '
+        'with one of the former, 1.5 with --weak, else 1 for not at all'),
+    arg('--guidance-interval', type=REAL, nargs=2, metavar=('FROM','TO'), help='times between 0 and 1 at which guidance counts; all if not given, or 0 to .5 with --weak'),
+    arg('--first', type=WHOLE, default=0, help='number of the first picture: each has a seed of its own, so that machines can share a job'),
+    arg('--video', metavar='FILE', help='also write a film (.webp, .gif or .png) of the pictures as they form'),
+    arg('--strip', metavar='PICTURE', help='also write a strip of the pictures as they form'),
+    arg('--tile', action='store_true', help='decode in tiles, for large pictures'),
+    arg('--precision', default='auto', choices=['auto','bf16','fp16','fp32'], help="number format: auto takes the device's fastest"), BATCH, SEED)
+def _sample(a):
+    from fastai.torch_core import default_device
+    from latentfast.autoencoder import grid_image, to_uint8
+    from latentfast.classifier import LatentClassifier
+    from latentfast.decoding import save_animation, show_steps
+    from latentfast.pipeline import LatentDiffusionPipeline
+    from latentfast.store import _names_in
+    out = Path(a.out)
+    if out.suffix: _picture(out)
+    elif out.exists() and (not out.is_dir() or _names_in(out)-{f'{a.first+i:05d}.png' for i in range(a.n)}):
+        raise ValueError(f'{out} holds something else, or other pictures than these {a.n}: give a new folder, or a file such as {out}.png.')
+    if a.video: _file(a.video, 'film', '.webp', '.gif', '.png')
+    if a.strip: _picture(a.strip)
+    if not a.init:
+        for k in 'mask','strength':
+            if getattr(a, k) is not None: raise ValueError(f'--{k} wants --init, the picture to start from.')
+    kw = dict(image=_opened(a.init), strength=a.strength) if a.init else {}
+    if a.mask: kw['mask_image'] = _opened(a.mask, as_rgb=False)
+    if a.label is not None: kw['label'] = a.label
+    if a.classifier: kw['classifier'] = LatentClassifier.from_pretrained(a.classifier)
+    pipe, steps = LatentDiffusionPipeline.from_pretrained(a.model).to(default_device()), []
+    def watch(pipe, i, k, tensors):
+        if i==len(steps): steps.append(tensors['x0'][:16].cpu())  # of the first batch
+    if a.video or a.strip: kw.update(callback_on_step_end=watch, callback_on_step_end_tensor_inputs=['x0'])
+    prompts = [*(a.prompt or []), *(_prompts(a.prompts) if a.prompts else [])]
+    if len(prompts)>a.n: raise ValueError(f'{len(prompts)} prompts were given for -n {a.n} pictures: give -n {len(prompts)} or more.')
+    if prompts: kw['prompt'] = _share(prompts, a.n)
+    if a.negative_prompt is not None: kw['negative_prompt'] = a.negative_prompt
+    if a.cond_image: kw['cond_image'] = _opened(a.cond_image)
+    if a.weak: kw['weak'] = a.weak
+    if a.guidance_interval: kw['guidance_interval'] = a.guidance_interval
+    def draw(i, j):
+        part = {**kw, 'prompt': kw['prompt'][i:j]} if prompts else kw
+        return pipe(j-i, num_inference_steps=a.steps, slice_size=a.batch_size, guidance_scale=a.guidance_scale, precision=a.precision,
+                    start=a.first+i, output_type='pt', **_settings(a, 'seed eta sampler size spacing t_max tile'), **part).images
+    if out.suffix: grid_image(draw(0, a.n)).save(out)
     else:
-        dls = picture_dls(a.src, a.size, seed=a.seed)
-        squares = lambda ds: [ds.square(int(k)) for k in np.linspace(0, len(ds)-1, min(2000, len(ds)))]
-        train = DistortionTriplets(squares(dls.train_ds), a.triplets, a.seed)
-        valid = DistortionTriplets(squares(dls.valid_ds), max(50, a.triplets//10), a.seed+1)
-    settings = _settings(a, 'net size triplets epochs batch_size lr seed', rows=[len(train), len(valid)])
-    learn = lpips_learner(triplet_dls(train, valid, bs=a.batch_size, num_workers=a.workers if real else 0), net, seed=a.seed)
-    if _fit(a, learn, settings, a.lr) is None: return
-    net.eval().save_pretrained(out)
-    scores = bapps_scores(net, src, a.size) if real else dict(made=score_2afc(net, valid))
-    _finish(out, results=scores)
-    print(bapps_table(scores) if real else f'{out}: tells the weaker of two known distortions of held-out pictures {scores["made"]:.1%} of the time')
+        from PIL import Image
+        out.mkdir(parents=True, exist_ok=True)
+        part = min(1024, 2**26//(pipe._latent_shape(a.size)[-1]*pipe.codec.factor)**2+1)  # as many pixels as fit into memory
+        for i in range(0, a.n, part):
+            for k,p in enumerate(to_uint8(draw(i, min(i+part, a.n)))): Image.fromarray(p).save(out/f'{a.first+i+k:05d}.png')
+    print(f'{a.n} pictures: {out}')
+    if a.video: print(f'the way there: {save_animation(a.video, steps, pipe.decode)}')
+    if a.strip: show_steps([s[:8] for s in steps], pipe.decode).save(a.strip); print(f'the way there: {a.strip}')
+
+# %% ../nbs/17_cli.ipynb #38eecd7b
+@command('Score models against the pictures of a store, side by side: FID, KID, precision, recall, density and coverage.',
+    arg('model', nargs='+', help='models made by train, or folders of pictures that another library sampled'), STORE,
+    arg('--features', nargs='+', metavar='F', help="latents (averaged to 8x8) if not given, a classifier's folder, timm:NAME or inception, "
+        'with @FILE for weights; one that no loss used is the fairer judge'),
+    arg('--against', choices=['valid','train','reconstructions'], help='what to compare with; valid if not given, reconstructions for features of '
+        'pictures without --pictures'),
+    arg('--pictures', metavar='SRC', help='the original pictures, what the store was encoded from'),
+    arg('-n', type=COUNT, default=1000, help='samples of each model'),
+    arg('--steps', type=COUNT, help="steps of a sample; sample's if not given"), BATCH,
+    arg('--guidance-scale', type=REAL, help='for models that were trained with classes or captions, which are asked for those of random '
+        'real pictures: how strongly to follow them, 1 if not given; with --weak, how far to go away, 1.5 if not given'),
+    arg('--weak', action='store_true', help='autoguidance: steer each away from the weaker model that train --keep-weak saved with it'),
+    arg('--names', nargs='+', help='a name each; models of one name are runs with other training seeds'),
+    arg('--out', metavar='HTML', help='also write a page of tables and pictures'), JSON, SEED)
+def _evaluate(a):
+    from latentfast.evaluation import score_text
+    from latentfast.report import compare
+    scale = a.guidance_scale if a.guidance_scale is not None else 1.5 if a.weak else 1.
+    scores = compare(a.model, a.store, a.out, features=a.features or ['latents'], guidance_scale=scale, **dict(weak=True) if a.weak else {}, **_settings(a, 'names n against pictures seed steps batch_size'))
+    if a.json: return print(json.dumps(scores if len(scores)>1 else scores[0]))
+    print('\n\n'.join(f'{s["name"]}\n{score_text(s)}' for s in scores))
+    if a.out: print(f'\npictures and tables: {a.out}')
+
+# %% ../nbs/17_cli.ipynb #e1e6899e
+@command('Try a model on a page in the browser. Ctrl-C ends it.',
+    arg('model', help='a model made by train, or a hub id'),
+    arg('--classifier', metavar='CLF', help='a classifier made by train-classifier, that steers a model that was trained without classes'),
+    arg('--host', default='127.0.0.1', help='address to listen on; 0.0.0.0 lets other machines connect'),
+    arg('--port', type=number(int, 1, 65535), help='the first free one from 7860 on if not given'),
+    arg('--browser', action='store_true', help='open the page in a browser'))
+def _play(a):
+    from latentfast.play import play
+    play(a.model, a.classifier, host=a.host, port=a.port, browser=a.browser)
 
 # %% ../nbs/17_cli.ipynb #20dfaf53
 @command(f'Train an autoencoder on your own pictures, as a diffusers folder that encode takes as --codec. {GOES_ON}',
@@ -192,299 +505,50 @@ def _train_vae(a):
     print(f'{out}: PSNR {results["psnr"]:.1f} dB on {len(dls.valid_ds):,} held-out pictures. {way}'
           f'Next: latentfast encode SRC STORE --codec {out}')
 
-# %% ../nbs/17_cli.ipynb #30015dfc
-def _dry_run(a):
-    "What `encode` would do with these arguments, and take"
-    from datetime import timedelta
-    from latentfast.encode import encode_cost
-    c = encode_cost(a.src, **_settings(a, 'codec size batch_size valid_pct captions crop flip moments dtype precision seed workers'))
-    of = c['classes'].values()
-    classes = f'{len(of):,} classes of {min(of):,} to {max(of):,}' if of else 'no classes'
-    print(f'pictures  {c["pictures"]:,}: {", ".join(f"{n:,} {s}" for s,n in c["splits"].items() if n)}; {classes}; {"" if c["captions"] else "no "}captions')
-    if c['missing']: print(f'missing   {c["missing"]:,} rows without a picture: their links were broken')
-    print(f'store     {c["bytes"]:,} bytes: {c["row_bytes"]:,} a picture, for {a.dtype} latents of {"x".join(map(str, c["shape"]))}, and names')
-    print(f'time      {c["hours"]:.3f} hours ({timedelta(seconds=round(3600*c["hours"]))}) on this machine, at {c["rate"]:,.1f} pictures a second')
-    print(f'tried     {c["tried"]:,} pictures, '+(f'{c["bad"]:,} of which cannot be used' if c['bad'] else 'all of which can be used'))
-    print('Nothing was written.')
-
-# %% ../nbs/17_cli.ipynb #e132f1ea
-@command(f'Encode a folder of pictures into a store of latents. {GOES_ON}',
-    arg('src', help='pictures: folders named by class, below train and valid if you like; a flat folder; ImageNet as it is unpacked; a .csv or .tsv '
-        'of file, label or caption; WebDataset .tar shards; parquet as img2dataset writes it; a saved datasets folder, or hf:NAME; '
-        'an fsspec address of a folder or shards'),
-    arg('store', help='folder to make, or an fsspec address such as s3://bucket/store'),
-    arg('--codec', default='tiny', help="autoencoder: 'tiny', a folder, or a hub id such as stabilityai/sd-vae-ft-ema"),
-    arg('--size', type=COUNT, default=64, help='height and width in pixels that pictures are cut and reduced to'), BATCH,
-    arg('--shard-rows', type=COUNT, default=8192, help='pictures in a file of the store: what an interruption costs at most'), VALID,
-    arg('--captions', metavar='FILE', help='captions by file name: .jsonl, .csv or .tsv'),
-    arg('--crop', default='center', choices=['center','random','none'], help='cut a square from the middle or from anywhere, or squash the picture'),
-    arg('--flip', action='store_true', help='also store the latents of the mirrored pictures, for training to draw from'),
-    arg('--moments', action='store_true', help="also store the standard deviation of the autoencoder's posterior, to draw from in training"),
-    arg('--dtype', default='float16', choices=['float16','int8'], help='int8 takes half the space'),
-    arg('--precision', default='auto', choices=['auto','bf16','fp32'], help='what the autoencoder computes in'),
-    arg('--engine', default='local', choices=['local','ray'], help='ray shares the files of the store out on a Ray cluster'),
-    arg('--address', help="Ray's head node; a Ray of this machine's own if not given"),
-    arg('--num-gpus', type=REAL, default=0, help='GPUs of each Ray worker'),
-    arg('--concurrency', type=COUNT, help='Ray workers; as many as the cluster has room for if not given'),
-    arg('--text-encoder', metavar='NAME', help='have this text encoder read the captions as well, for train --cond text: a folder or a hub id such as '
-        'openai/clip-vit-large-patch14 (needs the extra text). Without it a small one of our own is trained with the model'),
-    arg('--workers', type=WHOLE, help='threads that read pictures; one a core if not given'), SEED,
-    arg('--dry-run', action='store_true', help='write nothing: say how many pictures there are, the bytes of the store and, from a probe of at most ten '
-        'seconds on this machine, the time'))
-def _encode(a):
-    from latentfast.encode import encode
-    if a.dry_run: return _dry_run(a)
-    if a.text_encoder:  # first, so that a mistyped name costs no time
-        from fastai.torch_core import default_device
-        from latentfast.conditioning import TextEncoder, store_text
-        encoder = TextEncoder.from_pretrained(a.text_encoder).to(default_device())
-    names = ('codec size batch_size shard_rows valid_pct captions crop flip moments dtype precision '
-             'seed engine address num_gpus concurrency workers').split()
-    store = encode(a.src, a.store, **{k: getattr(a, k) for k in names})
-    print(store)
-    if not a.text_encoder: return
-    about = store_text(store, encoder).about
-    print(f'{about["captions"]:,} different captions, read by {about["name"]}: {2e-6*about["rows"]*about["dim"]:,.1f} MB')
-
-# %% ../nbs/17_cli.ipynb #b2656ad3
-@command('Show what is in a store.', STORE, arg('--show', metavar='PNG', help='also write the first pictures, decoded, to this file'), JSON)
-def _info(a):
-    from latentfast.store import LatentStore
-    store = LatentStore(a.store)
-    print(json.dumps({k: v for k,v in store.index.items() if k!='shards'}) if a.json else store)
-    if not a.show: return
-    from latentfast.autoencoder import LatentCodec, grid_image
-    codec = LatentCodec.from_pretrained(store.codec_path); store.check_codec(codec)
-    grid_image(codec.decode(store.train.__getitems__(range(min(64, len(store.train))))[0]), ncol=8).save(_picture(a.show))
-    if not a.json: print('first pictures, decoded:', a.show)
-
-@command('Check every shard of a store against its checksum.', STORE, arg('--quick', action='store_true', help='sizes and headers only'), JSON)
-def _verify(a):
-    from latentfast.store import store_problems
-    problems = store_problems(a.store, quick=a.quick)
-    if a.json: print(json.dumps(dict(store=str(a.store), problems=problems)))
-    if problems: raise ValueError(f'{a.store} has {len(problems)} problem{"s"*(len(problems)>1)}: '+'; '.join(problems))
-    if not a.json: print(f'{a.store}: all shards are whole'+(' (sizes and headers only)' if a.quick else ', every checksum fits'))
-
-# %% ../nbs/17_cli.ipynb #0f360f8e
-@command(f'Train a classifier on the latents of a store, for the loss on features and for judging. {GOES_ON}',
-    arg('store', help='a store with classes'), arg('out', help='folder for the classifier'),
-    arg('--epochs', type=COUNT, help='times through the training pictures; if not given 10, or more for a small store: 1,000 steps'),
-    arg('--batch-size', type=COUNT, default=64, help='latents in a batch'),
-    arg('--lr', type=REAL, help=f'{CYCLE}; 3e-3 if not given, the article\'s 1e-2 for course'),
-    arg('--arch', default='small', help="network and recipe: tiny, small, base, or course, the article's"), SEED)
-def _train_classifier(a):
-    from latentfast.classifier import classifier_learner
-    from latentfast.store import LatentStore
-    store = LatentStore(a.store)
-    _fill_epochs(a, store, 10, 1000)
-    learn = classifier_learner(store, arch=a.arch, bs=a.batch_size, lr=a.lr, seed=a.seed)
-    settings = _settings(a, 'epochs batch_size arch seed', lr=learn.lr, fingerprint=store.fingerprint, rows=store.index['counts'])
-    results = _fit(a, learn, settings, learn.lr)
-    if results is None: return
-    learn.model.save_pretrained(a.out)
-    _finish(a.out, results=results)
-    print(f'{a.out}: accuracy {results["accuracy"]:.1%} on {len(store.valid):,} held-out pictures, {len(store.classes)} classes')
-
-# %% ../nbs/17_cli.ipynb #b493c083
-def _prompts(path):
-    "The texts of a file, one a line"
-    try: texts = [l.strip() for l in Path(path).read_text(encoding='utf-8').splitlines() if l.strip()]
-    except FileNotFoundError: raise FileNotFoundError(f'There is no file {path}: give a text file with a prompt, or the name of a class, a line.') from None
-    except UnicodeDecodeError: texts = []
-    if not texts: raise ValueError(f'{path} holds no text: give a text file with a prompt, or the name of a class, a line.')
-    return texts
-
-def _share(texts, n): return [texts[i*len(texts)//n] for i in range(n)]  # n pictures shared out over the texts
-
-def _loss(a):
-    "The loss on features that is asked for, or None"
-    from latentfast.classifier import LatentClassifier
-    from latentfast.feature_nets import alignments
-    from latentfast.perceptual import PerceptualLoss
-    if not a.perceptual: return None
-    net, kw = LatentClassifier.from_pretrained(a.perceptual), {} if a.weight is None else dict(weight=a.weight)
-    return alignments(net, **kw) if a.loss=='alignment' else PerceptualLoss(net, dict(pooled='pool', layers=[-3,-2,-1])[a.loss], **kw)
-
-# %% ../nbs/17_cli.ipynb #af89090c
-@command(f'Train a diffusion model on the latents of a store. {GOES_ON}', STORE, arg('out', help='folder for the model'),
-    arg('--epochs', type=COUNT, help='times through the training pictures; if not given 20, or more for a small store: 3,000 steps'),
-    arg('--batch-size', type=COUNT, default=64, help='latents in a batch'),
-    arg('--lr', type=REAL, default=2e-3, help=CYCLE),
-    arg('--size', default='small', help='size of the U-Net: tiny, small, base or course'),
-    arg('--objective', default='v', help='what the network answers: v, eps, x0, flow or karras'),
-    arg('--schedule', default='cosine', help='noise schedule: cosine, linear, scaled_linear, flow, or one of them with _zsnr'),
-    arg('--weighting', choices=['min_snr','p2','none'], default='min_snr', help="what a noise level's error counts: min_snr, p2, or none for the same at each"),
-    arg('--perceptual', metavar='CLF', help='classifier for a loss on features beside the MSE: a folder made by train-classifier, or '
-        'tiny-imagenet, which is bundled, for latents of tiny'),
-    arg('--loss', choices=['alignment','pooled','layers'], default='alignment', help="with --perceptual: alignment of the U-Net's middle and second level with the classifier's last and first map; "
-        'pooled activations of what is predicted and what is true; layers, its last three maps instead'),
-    arg('--weight', type=REAL, help='weight of the loss on features; .5 for alignment and .1 for the others, if not given'),
-    arg('--cond', metavar='WHAT', help="what the model is told: 'class', 'text' (the captions), or the folder of a second store with pictures of the "
-        'same names'),
-    arg('--cond-drop', type=REAL, default=.1, help='with --cond: share of the training without it, which guidance needs'),
-    arg('--prompts', metavar='FILE', help='with --cond class or text: class names or prompts, one a line, that are sampled while it trains: a row for '
-        'each time in OUT/progress/strip.png'),
-    arg('--guidance-scale', type=REAL, default=3., help='with --cond: how strongly the samples follow it'),
-    arg('--ema', type=REAL, default=.999, help="decay of the weights' moving average"),
-    arg('--keep-weak', action='store_true', help='also keep the average of a fifth of the training, for sample --weak'),
-    arg('--sample-every', type=COUNT, help='epochs between pictures in OUT/progress; a fifth of all if not given'),
-    arg('--precision', default='auto', choices=['auto','bf16','fp16','fp32'], help="number format: auto takes the device's fastest"),
-    arg('--gradient-checkpointing', action='store_true', help='a fraction of the memory, for a second forward pass'), SEED)
-def _train(a):
-    from latentfast.data import latent_dls
-    from latentfast.store import LatentStore
-    from latentfast.training import KeepWeak, SampleProgress, diffusion_learner
-    import latentfast.pipeline
-    store, out = LatentStore(a.store), Path(a.out)
-    _fill_epochs(a, store, 20, 3000)
-    if a.prompts and a.cond not in ('class','text'): raise ValueError('--prompts wants --cond class or --cond text, for a model that can be asked.')
-    asked = _prompts(a.prompts) if a.prompts else store.classes if a.cond=='class' else None
-    loss = _loss(a)
-    settings = _settings(a, 'epochs batch_size lr size objective schedule weighting perceptual loss weight ema seed' + ' cond cond_drop'*bool(a.cond) + ' keep_weak'*a.keep_weak + ' precision'*(a.precision!='auto'),
-                         fingerprint=store.fingerprint, rows=store.index['counts'])
-    learn = diffusion_learner(latent_dls(store, bs=a.batch_size, seed=a.seed, index=True, cond=a.cond), perceptual=loss,
-        weighting=None if a.weighting=='none' else a.weighting, precision=a.precision,
-        **_settings(a, 'size objective schedule ema seed cond_drop'))
-    if a.gradient_checkpointing: learn.model.enable_gradient_checkpointing()
-    progress = SampleProgress(every=-(-a.epochs//5) if a.sample_every is None else a.sample_every, n=8, seed=a.seed, folder=out/'progress', cond=asked and asked[:None if a.prompts else 8],
-                              guidance_scale=a.guidance_scale)
-    results = _fit(a, learn, settings, a.lr, [progress, *[KeepWeak()][:a.keep_weak]])
-    if results is None: return
-    ask = dict(cond=_share(asked, 64), guidance_scale=a.guidance_scale) if asked else {}
-    learn.export_pipeline(out, samples=learn.sample(64, seed=a.seed, **ask))
-    _finish(out, results=results)
-    print(f'{out}: trained {a.epochs} epochs. Pictures: {out/"samples.png"}; while it trained: {out/"progress"}')
-
-# %% ../nbs/17_cli.ipynb #909f04d7
-def _file(path, what, *endings):
-    path = Path(path)
-    if path.suffix.lower() not in endings:
-        raise ValueError(f'{path} should be a {what} ({", ".join(endings)}), such as {path.with_suffix(endings[0])}.')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
-
-def _picture(path): return _file(path, 'picture file', '.png', '.jpg', '.jpeg', '.webp')
-
-def _opened(path, as_rgb=True):
-    "A picture from a file; `as_rgb=False` leaves it its transparency"
-    from PIL import Image, ImageOps
-    from latentfast.sources import _rgb
-    try:
-        with Image.open(path) as im: return _rgb(ImageOps.exif_transpose(im)) if as_rgb else ImageOps.exif_transpose(im)
-    except FileNotFoundError: raise FileNotFoundError(f'There is no picture {path}.') from None
-    except (OSError, Image.DecompressionBombError) as e: raise ValueError(f'{path} is no picture that can be read ({e}).') from None
-
-@command('Sample pictures from a model.',
-    arg('model', help='a model made by train'), arg('out', help='a picture file for a grid, or a folder for single pictures'),
-    arg('-n', type=COUNT, default=64, help='how many pictures'),
-    arg('--steps', type=COUNT, help='steps; each is a network call, or two with heun. If not given 15 for unipc, dpm++, dpm++sde, deis and lcm, else 50'),
-    arg('--sampler', help='ddim, ddpm, euler, euler_a, heun, dpm++, dpm++sde, unipc, deis or lcm; unipc if not given, or ddim with --eta'),
-    arg('--eta', type=REAL, default=0., help='randomness of ddim and euler: 0 none, 1 as ddpm and euler_a'),
-    arg('--spacing', help='which timesteps: trailing, leading, linspace or karras; what suits the sampler if not given'),
-    arg('--t-max', type=REAL, help='time from 0 to 1 to start at; 1 if not given. For a model trained on eps .98 may be better'),
-    arg('--size', type=COUNT, help="height and width in pixels; the training pictures' if not given"),
-    arg('--init', metavar='PICTURE', help='a picture to start from'),
-    arg('--strength', type=REAL, help='how much of --init is made new, 0 to 1; .6 if not given, or 1 with --mask'),
-    arg('--mask', metavar='PICTURE', help='white where --init is to be made new, black where it stays'),
-    arg('--class', dest='label', metavar='NAME', help='a class, by name or number'),
-    arg('--prompt', action='append', metavar='TEXT', help='what to draw, for a model trained with --cond text; may come several times: the -n pictures '
-        'are shared out'),
-    arg('--prompts', metavar='FILE', help='a file of prompts, one a line'),
-    arg('--negative-prompt', metavar='TEXT', help='what to move away from; wants a guidance scale above 1'),
-    arg('--cond-image', metavar='PICTURE', help='the picture that tells a model what to make that was trained with a second store'),
-    arg('--classifier', metavar='CLF', help='a classifier made by train-classifier, to steer a model that was trained without classes to --class'),
-    arg('--weak', metavar='MODEL', nargs='?', const=True, help='away from what a weaker model would draw: alone, from the one that train --keep-weak kept, or give a model '
-        'of the same latents, such as one trained for a tenth of the time'),
-    arg('--guidance-scale', type=REAL, help='how strongly to follow the class, prompt, picture or classifier, or to go away from --weak; if not given 3 '
-        'with one of the former, 1.5 with --weak, else 1 for not at all'),
-    arg('--guidance-interval', type=REAL, nargs=2, metavar=('FROM','TO'), help='times between 0 and 1 at which guidance counts; all if not given, or 0 to .5 with --weak'),
-    arg('--start', type=WHOLE, default=0, help='number of the first picture: each has a seed of its own, so that machines can share a job'),
-    arg('--video', metavar='FILE', help='also write a film (.webp, .gif or .png) of the pictures as they form'),
-    arg('--strip', metavar='PICTURE', help='also write a strip of the pictures as they form'),
-    arg('--tile', action='store_true', help='decode in tiles, for large pictures'),
-    arg('--precision', default='auto', choices=['auto','bf16','fp16','fp32'], help="number format: auto takes the device's fastest"), BATCH, SEED)
-def _sample(a):
-    from fastai.torch_core import default_device
-    from latentfast.autoencoder import grid_image, to_uint8
-    from latentfast.classifier import LatentClassifier
-    from latentfast.decoding import save_animation, show_steps
-    from latentfast.pipeline import LatentDiffusionPipeline
-    from latentfast.store import _names_in
-    out = Path(a.out)
-    if out.suffix: _picture(out)
-    elif out.exists() and (not out.is_dir() or _names_in(out)-{f'{a.start+i:05d}.png' for i in range(a.n)}):
-        raise ValueError(f'{out} holds something else, or other pictures than these {a.n}: give a new folder, or a file such as {out}.png.')
-    if a.video: _file(a.video, 'film', '.webp', '.gif', '.png')
-    if a.strip: _picture(a.strip)
-    if not a.init:
-        for k in 'mask','strength':
-            if getattr(a, k) is not None: raise ValueError(f'--{k} wants --init, the picture to start from.')
-    kw = dict(image=_opened(a.init), strength=a.strength if a.strength is not None else 1. if a.mask else .6) if a.init else {}
-    if a.mask: kw['mask_image'] = _opened(a.mask, as_rgb=False)
-    if a.label is not None: kw['label'] = a.label
-    if a.classifier: kw['classifier'] = LatentClassifier.from_pretrained(a.classifier)
-    pipe, steps = LatentDiffusionPipeline.from_pretrained(a.model).to(default_device()), []
-    def watch(pipe, i, k, tensors):
-        if i==len(steps): steps.append(tensors['x0'][:16].cpu())  # of the first batch
-    if a.video or a.strip: kw.update(callback_on_step_end=watch, callback_on_step_end_tensor_inputs=['x0'])
-    prompts = [*(a.prompt or []), *(_prompts(a.prompts) if a.prompts else [])]
-    if len(prompts)>a.n: raise ValueError(f'{len(prompts)} prompts were given for -n {a.n} pictures: give -n {len(prompts)} or more.')
-    if prompts: kw['prompt'] = _share(prompts, a.n)
-    if a.negative_prompt is not None: kw['negative_prompt'] = a.negative_prompt
-    if a.cond_image: kw['cond_image'] = _opened(a.cond_image)
-    if a.weak: kw['weak'] = a.weak
-    if a.guidance_interval: kw['guidance_interval'] = a.guidance_interval
-    scale = a.guidance_scale if a.guidance_scale is not None else 1.5 if a.weak else 3. if {'classifier','label','prompt','negative_prompt','cond_image'}&{*kw} else 1.
-    def draw(i, j):
-        part = {**kw, 'prompt': kw['prompt'][i:j]} if prompts else kw
-        return pipe(j-i, num_inference_steps=a.steps, slice_size=a.batch_size, guidance_scale=scale, precision=a.precision,
-                    start=a.start+i, output_type='pt', **_settings(a, 'seed eta sampler size spacing t_max tile'), **part).images
-    if out.suffix: grid_image(draw(0, a.n)).save(out)
+# %% ../nbs/17_cli.ipynb #cf8d1644
+@command(f'Train a perceptual distance on the choices of people (BAPPS), or on made pairs of distortions. {GOES_ON}',
+    arg('src', help='the folder of the BAPPS data set; or a folder of pictures, from which pairs with a known answer are made'),
+    arg('out', help='folder for the distance'),
+    arg('--net', default='vgg16', help="a timm model, whose weights are fetched; or 'tiny' or a folder made by train-lpips, to begin with that one"),
+    arg('--size', type=COUNT, default=64, help='height and width in pixels'),
+    arg('--triplets', type=COUNT, default=10000, help='how many to make, where src is a folder of pictures'),
+    arg('--epochs', type=COUNT, default=10, help='times through the triplets'),
+    arg('--batch-size', type=COUNT, default=50, help='triplets in a batch'),
+    arg('--lr', type=REAL, default=1e-3, help=CYCLE),
+    arg('--workers', type=WHOLE, default=0, help='processes that read the triplets of BAPPS'), SEED)
+def _train_lpips(a):
+    import numpy as np
+    from latentfast.lpips import BAPPS, LPIPS, DistortionTriplets, bapps_scores, bapps_table, lpips_learner, score_2afc, triplet_dls
+    from latentfast.vae_training import picture_dls
+    src, out = Path(a.src), Path(a.out)
+    net = LPIPS.from_pretrained(a.net) if a.net=='tiny' or Path(a.net).is_dir() else LPIPS(a.net, pretrained=True)
+    real = any(next(p.glob('train/*/judge'), None) for p in (src, src/'2afc'))
+    if real: train, valid = BAPPS(src, 'train', size=a.size), BAPPS(src, 'val', size=a.size)
     else:
-        from PIL import Image
-        out.mkdir(parents=True, exist_ok=True)
-        part = min(1024, 2**26//(pipe._latent_shape(a.size)[-1]*pipe.codec.factor)**2+1)  # as many pixels as fit into memory
-        for i in range(0, a.n, part):
-            for k,p in enumerate(to_uint8(draw(i, min(i+part, a.n)))): Image.fromarray(p).save(out/f'{a.start+i+k:05d}.png')
-    print(f'{a.n} pictures: {out}')
-    if a.video: print(f'the way there: {save_animation(a.video, steps, pipe.decode)}')
-    if a.strip: show_steps([s[:8] for s in steps], pipe.decode).save(a.strip); print(f'the way there: {a.strip}')
+        dls = picture_dls(a.src, a.size, seed=a.seed)
+        squares = lambda ds: [ds.square(int(k)) for k in np.linspace(0, len(ds)-1, min(2000, len(ds)))]
+        train = DistortionTriplets(squares(dls.train_ds), a.triplets, a.seed)
+        valid = DistortionTriplets(squares(dls.valid_ds), max(50, a.triplets//10), a.seed+1)
+    settings = _settings(a, 'net size triplets epochs batch_size lr seed', rows=[len(train), len(valid)])
+    learn = lpips_learner(triplet_dls(train, valid, bs=a.batch_size, num_workers=a.workers if real else 0), net, seed=a.seed)
+    if _fit(a, learn, settings, a.lr) is None: return
+    net.eval().save_pretrained(out)
+    scores = bapps_scores(net, src, a.size) if real else dict(made=score_2afc(net, valid))
+    _finish(out, results=scores)
+    print(bapps_table(scores) if real else f'{out}: tells the weaker of two known distortions of held-out pictures {scores["made"]:.1%} of the time')
 
-# %% ../nbs/17_cli.ipynb #38eecd7b
-@command('Score models against the pictures of a store, side by side: FID, KID, precision, recall, density and coverage.',
-    arg('model', nargs='+', help='models made by train, or folders of pictures that another library sampled'), STORE,
-    arg('--features', nargs='+', default=['latents'], metavar='F', help="latents (averaged to 8x8), a classifier's folder, timm:NAME or inception, "
-        'with @FILE for weights; one that no loss used is the fairer judge'),
-    arg('--against', choices=['valid','train','reconstructions'], help='what to compare with; valid if not given, reconstructions for features of '
-        'pictures without --pictures'),
-    arg('--pictures', metavar='SRC', help='the original pictures, what the store was encoded from'),
-    arg('-n', type=COUNT, default=1000, help='samples of each model'),
-    arg('--steps', type=COUNT, help="steps of a sample; sample's if not given"), BATCH,
-    arg('--guidance-scale', type=REAL, help='for models that were trained with classes or captions, which are asked for those of random '
-        'real pictures: how strongly to follow them, 1 if not given; with --weak, how far to go away, 1.5 if not given'),
-    arg('--weak', action='store_true', help='away from the weaker model that train --keep-weak kept in each'),
-    arg('--names', nargs='+', help='a name each; models of one name are runs with other training seeds'),
-    arg('--out', metavar='HTML', help='also write a page of tables and pictures'), JSON, SEED)
-def _evaluate(a):
-    from latentfast.evaluation import score_text
-    from latentfast.report import compare
-    scale = a.guidance_scale if a.guidance_scale is not None else 1.5 if a.weak else 1.
-    scores = compare(a.model, a.store, a.out, guidance_scale=scale, **dict(weak=True) if a.weak else {}, **_settings(a, 'names features n against pictures seed steps batch_size'))
-    if a.json: return print(json.dumps(scores if len(scores)>1 else scores[0]))
-    print('\n\n'.join(f'{s["name"]}\n{score_text(s)}' for s in scores))
-    if a.out: print(f'\npictures and tables: {a.out}')
-
-# %% ../nbs/17_cli.ipynb #e1e6899e
-@command('Try a model on a page in the browser. Ctrl-C ends it.',
-    arg('model', help='a model made by train, or a hub id'),
-    arg('--classifier', metavar='CLF', help='a classifier made by train-classifier, that steers a model that was trained without classes'),
-    arg('--host', default='127.0.0.1', help='whom to answer: this machine alone; 0.0.0.0 for all who can reach it'),
-    arg('--port', type=number(int, 1, 65535), help='the first free one from 7860 on if not given'),
-    arg('--browser', action='store_true', help='open the page in a browser'))
-def _play(a):
-    from latentfast.play import play
-    play(a.model, a.classifier, host=a.host, port=a.port, browser=a.browser)
+# %% ../nbs/17_cli.ipynb #83f679c2
+@command(f'From pictures to generated pictures and a report in a few minutes. {GOES_ON}',
+    arg('--out', default='demo', help='folder for everything that is made'),
+    arg('--minutes', type=REAL, default=8., help='scales the work; about how long two CPU cores take'),
+    arg('--size', type=COUNT, default=64, help='height and width of the pictures in pixels'),
+    arg('--data', help='a folder of your own pictures instead of rendered scenes'),
+    arg('--compare', action='store_true', help='also train a twin with MSE alone'),
+    arg('--weight', type=REAL, default=.5, help="weight of the alignment of the U-Net's middle with the classifier; the second level's is three fifths of it"),
+    arg('--unet', default='tiny', help='size of the U-Net: tiny, small, base or course'), SEED)
+def _demo(a):
+    from latentfast.demo import demo
+    demo(a.out, minutes=a.minutes, size=a.size, data=a.data, compare=a.compare, seed=a.seed, weight=a.weight, unet=a.unet)
 
 # %% ../nbs/17_cli.ipynb #099ed292
 @command('Print what lets the Tab key of a shell complete this command. Such as: latentfast completion bash > '
@@ -497,60 +561,3 @@ def _completion(a):
         for o in sub._actions:
             if o.type is None and o.nargs!=0 and not o.choices: o.complete = shtab.FILE
     print(shtab.complete(top, a.shell))
-
-# %% ../nbs/17_cli.ipynb #6486e70f
-MAP = '''A project's way; each takes what those before it made:
-
-  latentfast demo                                        # everything at once, on rendered scenes
-
-  latentfast train-vae PHOTOS VAE                        # only for pictures that no public autoencoder knows
-  latentfast encode PHOTOS STORE                         # pictures to latents; --dry-run says what it will take
-  latentfast info STORE                                  # what is in it; verify checks every byte
-  latentfast train-classifier STORE CLF                  # for the loss on features; needs classes
-  latentfast train STORE MODEL --perceptual CLF
-  latentfast sample MODEL grid.png
-  latentfast evaluate MODEL STORE                        # --features for a judge that no loss used
-  latentfast play MODEL                                  # try it in the browser'''
-
-# %% ../nbs/17_cli.ipynb #4d4090c8
-def parser():
-    "The `latentfast` command's parser"
-    class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-        def _get_help_string(self, action):  # no "(default: None)", "(default: False)"
-            return action.help if action.default is None or action.default is False else super()._get_help_string(action)
-    class Parser(argparse.ArgumentParser):
-        def error(self, message): self.exit(2, f'{self.prog}: {message} ({self.prog} --help explains)\n')
-    top = Parser(prog='latentfast', formatter_class=Help, description='Train a latent diffusion model on your own pictures.\n\n'+MAP)
-    top.add_argument('--version', action='version', version=f'latentfast {latentfast.__version__}')
-    subs = top.add_subparsers(dest='command', metavar='COMMAND')
-    for name,(func,text,args) in COMMANDS.items():
-        p = subs.add_parser(name, help=text.split('.')[0], description=text, formatter_class=Help)
-        for names,kwargs in args: p.add_argument(*names, **kwargs)
-    return top
-
-# %% ../nbs/17_cli.ipynb #4af95995
-def main(
-    argv=None # Arguments; the command line's if not given
-) -> int:     # Exit status
-    "The `latentfast` command"
-    top = parser()
-    try: a = top.parse_args(argv)
-    except SystemExit as e: return e.code  # --help, or an error that was said
-    if a.command is None: return top.print_help() or 0
-    os.environ.setdefault('FASTPROGRESS_DISABLE', '1')
-    warnings.filterwarnings('ignore', module='torch.jit')  # torch's advice to the libraries that are imported
-    warnings.showwarning = lambda message, *args, **kwargs: print(f'latentfast {a.command}: {" ".join(str(message).split())}', file=sys.stderr)
-    func, text, _ = COMMANDS[a.command]
-    try: func(a)
-    except (ValueError, OSError, FloatingPointError, ImportError) as e:
-        print(f'latentfast {a.command}: {" ".join(str(e).split())}', file=sys.stderr)
-        return 2
-    except RuntimeError as e:
-        if 'out of memory' not in str(e).lower(): raise
-        print(f'latentfast {a.command}: the device ran out of memory ({" ".join(str(e).split())[:100]}...): give a smaller --batch-size or --size.', file=sys.stderr)
-        return 2
-    except (KeyboardInterrupt, SystemExit) as e:  # Ctrl-C; SIGTERM in a training
-        again = ': the same command goes on where it stopped' if GOES_ON in text or a.command=='demo' else ''
-        print(f'\nlatentfast {a.command}: interrupted{again}.', file=sys.stderr)
-        return getattr(e, 'code', 130)
-    return 0

@@ -103,7 +103,7 @@ def test_bad_input_costs_one_line(work, model, tmp_path):
         (('info', empty),                                              'no latent store'),
         (('train', store, other, *TRAIN),                              'something else'),
         (('train', store, model, '--epochs', 4, '--size', 'tiny'),     'other arguments'),
-        (('train', store, tmp_path/'m', '--size', 'huge'),             'tiny, small'),
+        (('train', store, tmp_path/'m', '--unet', 'huge'),             'tiny, small'),
         (('train', store, tmp_path/'m', '--objective', 'w'),           'eps, v'),
         (('train', store, tmp_path/'m', '--perceptual', empty),        'empty'),
         (('train-classifier', tmp_path/'nowhere', tmp_path/'c'),       'no folder'),
@@ -119,6 +119,8 @@ def test_bad_input_costs_one_line(work, model, tmp_path):
         (('sample', model, tmp_path/'x.png', '--prompt', 'a dog'),     'prompt'),
         (('train', store, tmp_path/'m', '--cond', 'text'),             'captions'),
         (('train', store, tmp_path/'m', '--prompts', clf/'config.json'), '--cond'),
+        (('train', store, tmp_path/'m', '--loss', 'pooled'),           '--loss wants --perceptual'),
+        (('train', store, tmp_path/'m', '--cond-drop', .2),            '--cond-drop wants --cond'),
         (('play', model, '--port', 0),                                 '--port'),
         (('train-vae', empty, tmp_path/'c'),                           'no pictures'),
         (('train-vae', work/'scenes', tmp_path/'c', '--epochs', 0),    '--epochs'),
@@ -206,7 +208,7 @@ def test_a_class_is_drawn(told, model):
     assert 'red cube' in one_line_error('sample', told/'by-class', told/'x.png', '--class', 'red dog')
 
 def test_a_picture_is_drawn_by_itself_and_away_from_a_weaker_model(told, model):
-    assert (drawn(model, '--start', 1, n=1)==drawn(model)[1:]).all()
+    assert (drawn(model, '--first', 1, n=1)==drawn(model)[1:]).all()
     assert (drawn(model)!=drawn(model, '--weak', told/'by-class')).any()
 
 def test_a_model_is_guided_by_its_own_early_average(told, model):
