@@ -123,7 +123,7 @@ def _load_autoencoder(path):
         raise FileNotFoundError(f"There is no folder {path}. Give 'tiny', a folder or a hub id such as stabilityai/sd-vae-ft-ema.")
     try: return AutoModel.from_pretrained(str(path), use_safetensors=True, low_cpu_mem_usage=False)
     except Exception as e:
-        raise FileNotFoundError(f"No autoencoder {path!r}: it is neither 'tiny', nor a folder here, nor could it be had from the hub "
+        raise FileNotFoundError(f"No autoencoder {path!r}: it is neither 'tiny', nor a folder here, nor could it be downloaded from the hub "
                                 f'({type(e).__name__}: {str(e).splitlines()[0][:120]}).') from None
 
 # %% ../nbs/01_autoencoder.ipynb #ae024d44

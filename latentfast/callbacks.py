@@ -227,7 +227,9 @@ class AutocastLearner(Learner):
 def _one_layout(opt, *_):
     "Lay gradients and moments out in memory like their weights"
     def strides(t): return [s for s,n in zip(t.stride(), t.shape) if n>1]
-    def like(p, o): return torch.empty_like(p).copy_(o) if isinstance(o, Tensor) and o.shape==p.shape and strides(o)!=strides(p) else o
+    def like(p, o):
+        if not isinstance(o, Tensor) or o.shape!=p.shape or o.stride()==p.stride() or strides(o)==strides(p): return o
+        return torch.empty_like(p).copy_(o)
     for p in (p for g in opt.param_groups for p in g['params'] if p.ndim==4 and p.grad is not None):
         p.grad = like(p, p.grad)
         opt.state[p].update({k: like(p, o) for k,o in opt.state[p].items()})

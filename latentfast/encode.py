@@ -347,7 +347,7 @@ def encode(
     job = _Job(pictures, path, url, plan, (codec.channels, size//codec.factor, size//codec.factor), workers, transform)
     path.mkdir(parents=True, exist_ok=True)
     with _locked(path):
-        job = job._replace(plan=_begin(job, codec, 'bf16' if num_gpus or fast_dtype(codec.device)==torch.bfloat16 else 'fp32'))
+        job = job._replace(plan=_begin(job, codec, 'bf16' if engine=='ray' and num_gpus or fast_dtype(codec.device)==torch.bfloat16 else 'fp32'))
         _put(job, 'plan.json')
         units, records = list(_units(pictures, shard_rows)), {}
         for f,rows in units: records[f] = _finished_shard(path/f, [pictures.keys[i] for i in rows], job.shape)

@@ -239,7 +239,7 @@ def timm_features(
         torch.manual_seed(0)
         try: net = timm.create_model(name, pretrained=pretrained and weights is None, num_classes=0)
         except Exception as e:
-            raise FileNotFoundError(f'The weights of {name} could not be had ({str(e).splitlines()[0][:120]}): '
+            raise FileNotFoundError(f'The weights of {name} could not be downloaded ({str(e).splitlines()[0][:120]}): '
                                     'give weights=FILE.safetensors, or pretrained=False.') from None
     if weights is not None:
         try: missing = net.load_state_dict(load_file(weights), strict=False).missing_keys
@@ -261,7 +261,7 @@ class _Bytes(nn.Module):
 def inception_features(
     weights=None # File of the weights; fetched once if not given
 ) -> PictureFeatures:
-    "The 2048 features of papers' FID, through torch-fidelity; raises FileNotFoundError if the weights can't be had"
+    "The 2048 features of papers' FID, through torch-fidelity; raises FileNotFoundError if the weights can't be loaded"
     import io
     try: from torch_fidelity import feature_extractor_inceptionv3 as fidelity
     except ImportError: raise ValueError('Inception features need torch-fidelity: pip install latentfast[metrics]') from None
@@ -270,7 +270,7 @@ def inception_features(
                   torch.load(weights, map_location='cpu', weights_only=True))
     except Exception as e:
         where, why = f' from {weights}' if weights else '', f'{type(e).__name__}: {str(e).splitlines()[0][:80]}'
-        raise FileNotFoundError(f"Inception's weights could not be had{where} ({why}): "
+        raise FileNotFoundError(f"Inception's weights could not be loaded{where} ({why}): "
                                 f'fetch {url} elsewhere and give the file as weights=.') from None
     safe = io.BytesIO(); torch.save(state, safe); safe.seek(0)
     return PictureFeatures(_Bytes(fidelity.FeatureExtractorInceptionV3('inception', ['2048'], safe)), name='Inception (torch-fidelity)')
@@ -459,6 +459,7 @@ def _samples(model, store, seed, bs, decode, given, split, apart=False, **sampli
     own, same = (model.dls if learner else model).normalizer, (model.dls.store if learner else model.codec).fingerprint==store.fingerprint
     if not same and not apart: store.check_codec((model.dls if learner else model).codec)  # raises
     ours = lambda z: None if not same else z if own==norm else norm.normalize(own.denormalize(z))
+    if sampling.get('weak') is None: sampling = dict(guidance_scale=1.) | sampling
     ask = _asks(model, store, split, seed, sampling.get('guidance_scale', 1.)) if sampling.get('cond') is None else None
     chunks = lambda n: _sampled(model, n, seed, given, ask, batch_size=bs, **sampling)
     return math.inf, lambda n: ((ours(z), partial(model.decode, z)) for c in chunks(n) for z in c.split(bs))
@@ -563,7 +564,7 @@ def evaluate(
     batch_size:int=64,  # Samples in memory at a time
     codec=None,         # The store's `LatentCodec`; loaded by its name if not given
     n_pictures:int=256, # Pictures that brightness, contrast and saturation are taken of; with 0, features of latents need no decoding
-    **sampling          # Passed to the model's `sample_latents`: `steps`, `guidance_scale`, `cond`, ...; tensors of `n` rows go with the samples
+    **sampling          # Passed to the model's `sample_latents`: `steps`, `guidance_scale` (1 if not given), `cond`, ...; tensors of `n` rows go with the samples
 ) -> dict:              # Plain numbers, words, lists and dicts, ready for json; a list of such for a list of features
     "Scores of a model against the real pictures of a store, with the floor that real ones reach; raises ValueError or FileNotFoundError"
     store = store if isinstance(store, LatentStore) else LatentStore(store)

@@ -80,7 +80,7 @@ class UNetFeatures(nn.Module):
         "New times and noise"
         n, generator = len(both)//2, self.generator if generator is None else generator
         t, eps = sample_t(n, generator=generator, device='cpu'), torch.randn(both[:n].shape, generator=generator)
-        return tuple(torch.cat([o,o]).to(both.device, o.dtype if o.ndim==1 else both.dtype) for o in (t, eps))
+        return tuple(send(torch.cat([o,o]).to(o.dtype if o.ndim==1 else both.dtype), both.device) for o in (t, eps))
 
     def features(self,
         z:Tensor,     # Normalised latents [B,C,h,w]

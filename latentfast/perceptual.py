@@ -48,6 +48,7 @@ def _distance(a, b, norm):
     a, b = _float(a), _float(b.detach())
     if a.ndim==4 and norm is None: return (_unit(a)-_unit(b)).square().sum(1).flatten(1).mean(1)
     if isinstance(norm, str) and norm=='target':
+        if b[0,0].numel()<2: raise ValueError("norm='target' divides by the deviation within a map, and a map of 1x1 has none: leave that layer out, or give norm=None.")
         std, mean = torch.std_mean(b, (2,3), keepdim=True)
         std = std + .01*std.mean(1, keepdim=True) + 1e-6  # or a channel that hardly moves would be all of the loss
         return (((a-b)/std).square()*((b-mean).abs()<5*std)).flatten(1).mean(1)
@@ -114,7 +115,7 @@ def latent_ensemble(
     "The random transforms of E-LatentLPIPS (Kang and others 2024). Latents that aren't square get half turns only"
     n, c, h, w = both.shape
     n, dev = n//2, both.device
-    def rand(lo, hi): return torch.randint(lo, hi+1, (n,1,1), device=dev if generator is None else generator.device, generator=generator).to(dev)
+    def rand(lo, hi): return send(torch.randint(lo, hi+1, (n,1,1), device=dev if generator is None else generator.device, generator=generator), dev)
     i, j = torch.arange(h, device=dev)[:,None].expand(n,h,w), torch.arange(w, device=dev).expand(n,h,w)
     top, left, ch, cw = rand(0, h-int(cutout*h)), rand(0, w-int(cutout*w)), int(cutout*h)*rand(0, 1), int(cutout*w)
     keep = ~((i>=top) & (i<top+ch) & (j>=left) & (j<left+cw))
@@ -244,6 +245,6 @@ def cached_features(
         except OSError as e:
             warnings.warn(f'The activations cannot be kept in {path.parent} ({e.strerror}): they are computed at each step.')
             return None
-    table = table.to(device)
-    def rows_to_features(rows): return [f.float().unflatten(1, s) for f,s in zip(table[rows.to(table.device)].split(sizes, 1), shapes)]
+    if device.type!='cuda' or 4*table.nbytes<torch.cuda.mem_get_info(device)[0]: table = table.to(device)  # or row by row, from memory
+    def rows_to_features(rows): return [f.float().unflatten(1, s) for f,s in zip(send(table[rows.to(table.device)], device).split(sizes, 1), shapes)]
     return rows_to_features

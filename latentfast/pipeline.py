@@ -105,7 +105,8 @@ class _BothTold(Autoguided):
     def _told(self, cond): return (None,None) if cond is None else cond
 
 # %% ../nbs/12_pipeline.ipynb #d318c1e8
-_NOT_PASSED = {*'model n steps batch_size shape schedule objective progress callback yield_steps'.split()}  # of `sample`'s arguments those that the pipeline gives itself
+_NOT_PASSED = {*'model n steps batch_size shape schedule objective progress callback yield_steps init mask noise cond uncond'.split()}  # of `sample`'s arguments those that the pipeline gives itself
+_CALLED = dict(steps='num_inference_steps', n='batch_size', num_images='batch_size', init='image', mask='mask_image', noise='latents', callback='callback_on_step_end', cond='label, prompt or cond_image', uncond='negative_prompt')
 
 def _pil(p):
     "A PIL picture"
@@ -289,7 +290,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         label=None,     # What a conditional model is told, see `__call__`
         prompt=None,    # See `__call__`
         cond_image=None # See `__call__`
-    ):                  # Noise [B,C,h,w]: `latents=` for a call with sampler='ddim', as many steps, precision=None and the same label or prompt
+    ):                  # Noise [B,C,h,w]: `latents=` for a call with sampler='ddim', as many steps, precision=None, and the same label or prompt with guidance_scale=1
         "The noise that leads back to some pictures, to be turned and mixed by `variations` and `slerp`. ValueError for what is out of range"
         z = self.encode(pictures, size)[0].to(self.device)
         cond = self.conditions(len(z), label, prompt, cond_image=cond_image, size=size).get('cond')
@@ -308,12 +309,12 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         label=None,                  # Class wanted, by name or number: one for all or a list of one a picture
         classifier=None,             # A latent classifier that steers to `label`, for models that were trained without classes
         weak=None,                   # A weaker model to go away from (autoguidance): its folder or hub id, pipeline or U-Net, or True for the one that came with this; asked in the less noisy half of the times, or in `guidance_interval`
-        guidance_scale:float=None,   # How strongly: of the classifier, or classifier-free, 3 is a good start, and 1, for none, if not given; away from `weak`, 1.5
+        guidance_scale:float=None,   # How strongly what is asked for is followed, or the classifier: 3 if not given, and 1 for no guidance; away from `weak`, 1.5
         prompt=None,                 # Text wanted: one for all or a list of one a picture
         negative_prompt=None,        # Text that guidance moves away from, instead of from nothing
         cond_image=None,             # For a model that was trained with a second store: a picture that tells it what to make, or a list of one a sample; or maps [n,C,h,w]
         image=None,                  # A picture to start from, or a list of one a sample
-        strength:float=1.,           # With `image`: how much of it is made new, in (0,1]; .6 is a good start
+        strength:float=None,         # With `image`: how much of it is made new, in (0,1]; .6 if not given, or 1 with `mask_image`
         mask_image=None,             # With `image`: white where something new is made; black or transparent is kept, pixel for pixel
         latents=None,                # The first noise [n,C,h,w], such as `invert` gives, instead of the seed's
         generator=None,              # A torch.Generator that the seed is drawn from, instead of `seed`
@@ -329,13 +330,13 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         "Sample pictures, called as any diffusers pipeline. ValueError for what is out of range"
         if output_type not in ('pil','np','pt','latent'):
             raise ValueError(f"output_type is 'pil', 'np', 'pt' or 'latent'; {output_type!r} was given.")
-        if guidance_scale is None: guidance_scale = 1. if weak is None else 1.5
         inputs = tuple(callback_on_step_end_tensor_inputs)
         if not {*inputs}<={'latents','x0'}:
             raise ValueError(f"callback_on_step_end_tensor_inputs: there are 'latents' and 'x0'; {inputs} were given.")
         if isinstance(batch_size, (str,list,tuple)):
             if prompt is not None: raise ValueError(f'Two prompts were given, {batch_size!r} and {prompt!r}: give one of them.')
             batch_size,prompt = None,batch_size
+        if guidance_scale is None: guidance_scale = 1.5 if weak is not None else 1. if label is prompt is negative_prompt is cond_image is None else 3.
         if isinstance(generator, (list,tuple)) or isinstance(seed, (list,tuple)):
             raise ValueError('generator and seed: give one of them, and one number. Each picture of a batch has a stream of its own by its number, so a list is not needed.')
         if generator is not None: seed = torch.randint(2**31, (), generator=generator, device=generator.device).item()
@@ -344,8 +345,9 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         if height!=width or height is not None and size not in (None, height):
             raise ValueError(f'height={height}, width={width}, size={size}: pictures are square; give size alone, or the same for all.')
         size = size if height is None else height
-        if extra := sorted({*kwargs}-({*inspect.signature(sample).parameters}-_NOT_PASSED)):
-            raise ValueError(f'{", ".join(extra)}: there is no such argument. There are {", ".join(list(inspect.signature(self.__call__).parameters)[:-1])}, and of those of `sample` {", ".join(k for k in inspect.signature(sample).parameters if k not in _NOT_PASSED)}.')
+        ours, more = [*inspect.signature(self.__call__).parameters][:-1], [k for k in inspect.signature(sample).parameters if k not in _NOT_PASSED]
+        if extra := sorted({*kwargs}-{*more}):
+            raise ValueError(f'There is no argument {extra[0]}'+(f': it is called {_CALLED[extra[0]]} here.' if extra[0] in _CALLED else f'. There are {", ".join(ours)}, and of those of `sample` {", ".join(more)}.'))
         f, h, w = self.codec.factor, *self._latent_shape(size)[1:]
         many = lambda o: isinstance(o, (list,tuple)) or getattr(o, 'ndim', 0) in (1,4)
         if (k := num_images_per_prompt)!=1:
@@ -377,9 +379,10 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         if latents is not None: kwargs['noise'] = latents
         shown = num_inference_steps
         if image is not None:
+            if strength is None: strength = .6 if mask_image is None else 1.
             kwargs['init'], image = self.encode(image, size); kwargs['strength'] = strength
             shown = min(shown, _n_timesteps(1, min(max(strength, 1e-3), 1., kwargs.get('t_max') or 1.)))  # there may not be more
-        elif mask_image is not None or strength!=1: raise ValueError('mask_image and strength want image=, the picture to start from.')
+        elif mask_image is not None or strength not in (None, 1): raise ValueError('mask_image and strength want image=, the picture to start from.')
         if mask_image is not None:
             if hasattr(mask_image, 'convert'): mask_image = ImageOps.fit(ImageOps.exif_transpose(mask_image), (w*f,h*f), Image.Resampling.NEAREST)
             elif (got := tuple(np.shape(mask_image)[-2:]))!=(h*f,w*f): raise ValueError(f'mask_image of {"×".join(map(str, got))}: it must have the picture\'s {h*f}×{w*f} pixels; one given as a PIL picture is resized.')
@@ -450,7 +453,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             import huggingface_hub
             try: path = Path(huggingface_hub.snapshot_download(str(folder), allow_patterns=['*.json','*.safetensors'], **hub))
             except Exception as e:
-                raise FileNotFoundError(f'No model {folder}: it is neither a folder here, nor could it be had from the hub '
+                raise FileNotFoundError(f'No model {folder}: it is neither a folder here, nor could it be downloaded from the hub '
                                         f'({type(e).__name__}: {_first_line(e)}).') from None
         dtype = next((kwargs.pop(k) for k in ('torch_dtype','dtype') if isinstance(kwargs.get(k), torch.dtype)), None)
         _read_index(path, cls.__name__)

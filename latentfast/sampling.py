@@ -76,7 +76,8 @@ def predict(
     p = next(model.parameters(), x) if isinstance(model, nn.Module) else x
     if not isinstance(k, Tensor):
         dtype = torch.promote_types(x.dtype, torch.float32) if isinstance(k, float) else torch.long
-        k = torch.full((len(x),), k, device=x.device, dtype=dtype)
+        number, k = k, torch.full((len(x),), k, device=x.device, dtype=dtype)
+        k.number = number  # for `_within`, which else would have to ask the device
     pred = model(x.to(p.dtype), k, *([] if cond is None else [cond]))
     if isinstance(pred, tuple): pred = pred[0]
     return getattr(pred, 'sample', pred).to(x.dtype)
@@ -106,7 +107,7 @@ def _sampler(steps):
 def _fresh(noise, x):
     "Noise like x: from a function, from one generator a sample, or from torch's own"
     if noise is None: return torch.randn_like(x)
-    return noise(x) if callable(noise) else _randn(noise, x.shape[1:]).to(x)
+    return noise(x) if callable(noise) else _randn(noise, x.shape[1:]).to(x, non_blocking=x.is_cuda)
 
 def _randn(generators, shape): return torch.stack([torch.randn(*shape, generator=g) for g in generators])
 
@@ -276,6 +277,7 @@ def solve(
     _check_solver(sampler, steps, spacing, K)
     sch = _solver(sampler, steps, schedule, spacing, K)
     ks,ab = sch.timesteps.tolist(),sch.alphas_cumprod.to(x.device)
+    if sampler=='unipc': sch.sigmas = sch.sigmas.to(x.device)  # it would fetch them one by one, and wait for each
     kw = dict(generator=noise) if sampler in ('dpm++sde','lcm') else {}
     if init is not None: x = add_noise(init, x, ab[ks[0]])
     for k in ks:
@@ -307,7 +309,9 @@ def _interval(interval):
 
 def _within(k, interval):
     "Is the timestep of all these samples, [B] or [], within the interval?"
-    return interval is None or interval[0]-1e-6<=timestep_to_t(_fine(k.flatten()[:1])).item()<=interval[1]+1e-6
+    if interval is None: return True
+    t = timestep_to_t(_fine(torch.tensor(k.number) if hasattr(k, 'number') else k.flatten()[0])).item()
+    return interval[0]-1e-6<=t<=interval[1]+1e-6
 
 # %% ../nbs/10_sampling.ipynb #413926e1
 def _takes_cond(model):

@@ -40,6 +40,12 @@ def _table(schedule):
     if schedule.endswith('_zsnr'): a[1:] = (a[1:]-a[-1])*a[1]/(a[1]-a[-1])
     return a
 
+@lru_cache
+def _table_on(schedule, dtype, device):
+    "That as a tensor: √ᾱ, or where it doesn't end at 0 its logarithm"
+    a = _table(schedule)
+    return torch.as_tensor(a if schedule.endswith('_zsnr') else np.log(a), dtype=dtype, device=device)
+
 def abar(
     t,                      # Time in [0,1]: a tensor of any shape, or a number
     schedule:str='cosine',  # One of `SCHEDULES`
@@ -51,7 +57,7 @@ def abar(
     if schedule=='cosine': return (t.clamp(0, 1)*(math.pi/2)).cos().square().float()
     if schedule=='flow':   return ((1-t).clamp(0, 1)**2/((1-t)**2+t**2)).float()
     straight = schedule.endswith('_zsnr')  # a logarithm has no 0
-    table = torch.as_tensor(_table(schedule) if straight else np.log(_table(schedule)), dtype=t.dtype, device=t.device)
+    table = _table_on(schedule, t.dtype, t.device)
     u = (t*(N_STEPS+1)).clamp(0, N_STEPS)
     i = u.long().clamp(max=N_STEPS-1)
     a = torch.lerp(table[i], table[i+1], u-i)
@@ -69,7 +75,8 @@ def _fine(t): return t.float() if t.device.type=='mps' else t.double()  # MPS ha
 
 def _roots(abar, x):
     "√ᾱ and √(1-ᾱ), in a shape that multiplies x"
-    abar = torch.as_tensor(abar, dtype=torch.float32, device=x.device) if not isinstance(abar, Tensor) else abar.to(x.device, torch.float32 if x.device.type=='mps' else abar.dtype)
+    if not isinstance(abar, Tensor): abar = torch.full((), abar, device=x.device)
+    abar = abar.to(x.device, torch.float32 if x.device.type=='mps' else abar.dtype, non_blocking=x.is_cuda)
     if abar.ndim<2:
         if abar.numel() not in (1, len(x)):
             raise ValueError(f'{abar.numel()} values of ᾱ were given for {len(x)} samples: give one, or one a sample.')

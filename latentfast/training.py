@@ -107,6 +107,7 @@ class Perceptual(Callback):
         for l in self.alignments: l.opt.zero_grad()
         self.steps, self.late = ({n: make() for n in self.names} for make in (list, LateNumber))  # each term at each training step
         if rank_distrib(): distrib_barrier()  # the first process makes the files
+        self.known = {}  # else the tables of the last fit would still be there
         self.known = {id(dl.dataset): [l.targets(dl.dataset) for l in self.losses] for dl in self.dls.loaders[:2] if self._fixed(dl)}
         if not rank_distrib(): distrib_barrier()
         self.unchecked = True
@@ -213,6 +214,8 @@ class EMA(Callback):
         if not self.n: self.average = None  # of weights that may have been loaded since
         self._begin()
         self.average.to(next(self.model.parameters()).device)
+        for a,b in zip(self.average.parameters(), get_model(self.model).parameters()):  # one that was loaded may lie otherwise in memory
+            if a.stride()!=b.stride(): a.data = torch.empty_like(b).copy_(a)
     def _begin(self):
         if self.average is None: self.average = deepcopy(get_model(self.model)).eval().requires_grad_(False)
     @torch.no_grad()
@@ -267,8 +270,14 @@ class NaNGuard(Callback):
         late = norm.is_cuda and opt is not None and bool(opt.defaults.get('fused'))
         if late:
             for o in (opt, *(l.opt for l in self._alignments())): o.found_inf = (~norm.isfinite()).float()
-            norm = self.late(norm)
-        if norm.isfinite(): return
+            late, norm = self.late.last is not None, self.late(norm)
+        if not norm.isfinite(): self._stop(late)
+    def after_train(self):
+        if (last := self.late.last) is None: return
+        last[1].synchronize()
+        if not last[0].isfinite(): self._stop(True)
+    def _stop(self, late):
+        "Say which step it was: this one, or if `late` the one before"
         self.opt.zero_grad()
         if hasattr(self.learn, 'lr_finder'): raise CancelFitException()
         parts = {'the MSE': self.loss, **getattr(getattr(self.learn, 'perceptual', None), 'terms', {})}
@@ -291,7 +300,7 @@ class SampleProgress(Callback):
         every_steps:int=None,# Training steps between samples, instead of `every`
         live:bool=False,     # Also shown in the notebook as they are made
         cond=None,           # What to draw, as for `learn.sample`: a list of prompts or class names, one a picture
-        guidance_scale:float=1. # With `cond`: how strongly, 3 for example
+        guidance_scale:float=None # As for `learn.sample`
     ):
         if isinstance(cond, (list,tuple)): n = len(cond)
         if min(every, n, every_steps or 1)<1: raise ValueError(f'SampleProgress(every={every}, n={n}, every_steps={every_steps}): each has to be 1 or more.')
@@ -299,7 +308,7 @@ class SampleProgress(Callback):
         self.cond = {} if cond is None else dict(cond=cond, guidance_scale=guidance_scale)
     def before_fit(self):
         if not self.cond: return
-        ready = self.learn.conditions(self.n, **self.cond)  # a prompt that can't be is said before the training, not in it
+        ready = self.learn.conditions(self.n, self.cond['cond'])  # a prompt that can't be is said before the training, not in it
         for c in self.learn.dls.conds:
             if isinstance(c, TextCondition): self.cond['cond'], c._encoder = ready['cond'], None  # read once, and then no encoder stays in memory
     def after_batch(self):
@@ -361,7 +370,6 @@ class DiffusionLearner(AutocastLearner):
         try: return super().summary()
         finally: self.ema.average = average
 
-
     def decode(self,
         z  # Normalised latents [B,C,h,w]
     ):     # Pictures [B,3,H,W] in [-1,1], on the CPU
@@ -393,12 +401,12 @@ class DiffusionLearner(AutocastLearner):
         n,                      # How many
         cond=None,              # What to draw: a prompt or a class name, or a list of one a picture; maps [n,C,h,w]; a dict of label=, prompt=, picture=; or a dict of tensors
         negative_prompt=None,   # What guidance moves away from, instead of nothing
-        guidance_scale:float=None,# How strongly `cond` is followed: 1, if not given, as in training, 3 is a good start; or how far away from `weak`, 1.5 if not given
+        guidance_scale:float=None,# How strongly `cond` is followed, 1 for no guidance; 3 if not given. Or how far away from `weak`, 1.5 if not given
         weak=None,              # A weaker model to go away from (autoguidance), or True for the one that `KeepWeak` kept; asked in the less noisy half of the times, or in `guidance_interval`
         **kwargs
     ):
         "Sample `n` normalised latents with the EMA weights; other arguments as `sample`"
-        if guidance_scale is None: guidance_scale = 1. if weak is None else 1.5
+        if guidance_scale is None: guidance_scale = 1.5 if weak is not None else 1. if cond is negative_prompt is None else 3.
         model, asked = self.ema_model, self.conditions(n, cond, negative_prompt, guidance_scale)
         if weak is not None:
             if negative_prompt is not None: raise ValueError('Guidance moves away from negative_prompt= or from weak=: leave out one of them.')

@@ -541,10 +541,9 @@ class VAELearner(AutocastLearner):
         show_images(torch.cat([x, self.reconstruct_pictures(x)]), ncol=len(x))
 
 # %% ../nbs/15_vae_training.ipynb #3f45de0a
-_SIZES = {None: dict(channels=None, layers=2, attention=True, codebook=16384, kl_weight=1e-6, restart=0, disc_start=50_000,
-                     disc_channels=64),
-          'tiny': dict(channels=(16,48,96,120), layers=1, attention=False, codebook=1024, kl_weight=.05, restart=100, disc_start=2000,
-                       disc_channels=32)}
+_SIZES = dict(
+    ldm =dict(channels=None, layers=2, attention=True, codebook=16384, kl_weight=1e-6, restart=0, disc_start=50_000, disc_channels=64),
+    tiny=dict(channels=(16,48,96,120), layers=1, attention=False, codebook=1024, kl_weight=.05, restart=100, disc_start=2000, disc_channels=32))
 
 def _fused_adam(params, **kwargs):
     opt = torch.optim.Adam(params, betas=(.5,.9), fused=True, **kwargs)
@@ -556,7 +555,7 @@ _ldm_adam = partial(OptimWrapper, opt=_fused_adam)
 def vae_learner(
     dls,                     # What `picture_dls` gave
     kind:str=None,           # 'kl' for `AutoencoderKL`, 'vq' for `VQModel`; 'kl', or what `model` is, if not given
-    size:str=None,           # None: LDM's for 256²; 'tiny': the shape of the bundled one, 2.8 M parameters, and losses to go with it
+    size:str='ldm',          # 'ldm': latent diffusion's for 256², 84 M parameters; 'tiny': the shape of the bundled one, 2.8 M, and losses to go with it
     model=None,              # A diffusers `AutoencoderKL` or `VQModel` to go on with, in place of a new one
     channels:tuple=None,     # Width at each resolution; None, here and below: what `size` says
     layers:int=None,         # ResNet blocks at each resolution
@@ -586,7 +585,7 @@ def vae_learner(
     **kwargs                 # Passed to `Learner`
 ) -> VAELearner:
     "A `Learner` that trains an autoencoder (Esser et al. 2021, Rombach et al. 2022); raises `ValueError` for what doesn't belong together"
-    if size not in _SIZES: raise ValueError(f"There is no size {size!r}: give 'tiny', or None for LDM's.")
+    if size not in _SIZES: raise ValueError(f"There is no size {size!r}: choose one of {', '.join(_SIZES)}.")
     given = dict(channels=channels, layers=layers, attention=attention, codebook=codebook, kl_weight=kl_weight, restart=restart,
                  disc_start=disc_start, disc_channels=disc_channels)
     o = {k: _SIZES[size][k] if v is None else v for k,v in given.items()}

@@ -130,7 +130,7 @@ class Evil:
 def test_inception_weights_are_not_unpickled(tmp_path, capsys):
     pytest.importorskip('torch_fidelity')
     torch.save(dict(a=Evil()), tmp_path/'w.pth')
-    with pytest.raises(FileNotFoundError, match='could not be had from'): inception_features(tmp_path/'w.pth')
+    with pytest.raises(FileNotFoundError, match='could not be loaded from'): inception_features(tmp_path/'w.pth')
     assert 'unpickled' not in capsys.readouterr().out
 
 @pytest.mark.slow
@@ -270,7 +270,7 @@ def test_a_learner_that_was_loaded_has_no_curves(store, tmp_path):
 
 def test_a_name_that_is_no_folder_is_asked_of_the_hub(store, monkeypatch):
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
-    with pytest.raises(FileNotFoundError, match='user/model: it is neither a folder here, nor could it be had from the hub'):
+    with pytest.raises(FileNotFoundError, match='user/model: it is neither a folder here, nor could it be downloaded from the hub'):
         evaluate('user/model', store, features=conv(), **FAST)
 
 def test_what_cannot_be_evaluated(store, tmp_path):
