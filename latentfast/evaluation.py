@@ -76,7 +76,7 @@ def fid(
     f1:Tensor, # Features [N1,F], of the samples say
     f2:Tensor  # Features [N2,F], of real pictures
 ) -> float:    # From 0; smaller is better
-    "Fréchet distance of the means and covariances of two sets of features (Heusel et al. 2017); raises ValueError"
+    "Fréchet distance of the means and covariances of two sets of features (Heusel et al. 2017). ValueError for too few rows, widths that differ, or what isn't finite"
     f1,f2 = _check(f1, f2)
     return frechet_distance(*mean_cov(f1.split(4096)), *mean_cov(f2.split(4096)))
 
@@ -114,7 +114,7 @@ def kid(
     subset_size:int=1000,  # Rows of each; at most half of the smaller side is taken
     seed:int=0             # Decides the subsets
 ) -> tuple:                # KID, 0 on average for samples of one distribution, and its standard error
-    "Kernel distance of two sets of features, unbiased (Bińkowski et al. 2018), with a jackknife error; raises ValueError"
+    "Kernel distance of two sets of features, unbiased (Bińkowski et al. 2018), with a jackknife error. ValueError for too few rows, widths that differ, or what isn't finite"
     f1,f2 = _check(f1, f2, least=4)
     n = min(len(f1), len(f2)); m = min(subset_size, n//2)
     if subsets<2 or m<2: raise ValueError(f'kid: subsets={subsets} and subset_size={subset_size} were given; both have to be at least 2.')
@@ -143,7 +143,7 @@ def precision_recall(
     f_real:Tensor, # Features of real pictures [M,F]
     k:int=3        # The neighbour that a ball reaches; the paper's
 ) -> tuple:        # Precision and recall, 0 to 1
-    "Share of samples among the real, share of the real among samples (Kynkäänniemi et al. 2019); raises ValueError"
+    "Share of samples among the real, share of the real among samples (Kynkäänniemi et al. 2019). ValueError for too few rows, widths that differ, or what isn't finite"
     f_gen,f_real = _check(f_gen, f_real, least=k+1)
     return _covered(f_gen, f_real, k), _covered(f_real, f_gen, k)
 
@@ -153,7 +153,7 @@ def density_coverage(
     f_real:Tensor, # Features of real pictures [M,F]
     k:int=5        # The neighbour that a ball reaches; the paper's
 ) -> tuple:        # Density, from 0 and about 1 for real pictures, and coverage, 0 to 1
-    "How many real balls a sample lies in, by `k`; share of real balls with a sample in them (Naeem et al. 2020); raises ValueError"
+    "How many real balls a sample lies in, by `k`; share of real balls with a sample in them (Naeem et al. 2020). ValueError for too few rows, widths that differ, or what isn't finite"
     f_gen,f_real = _check(f_gen, f_real, least=k+1)
     radius, inside, hit = _radius(f_real, k), 0, torch.zeros(len(f_real), dtype=torch.bool)
     for d in _dist(f_gen, f_real): within = d<=radius; inside += within.sum().item(); hit |= within.any(0)

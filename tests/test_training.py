@@ -170,6 +170,23 @@ def test_asked_twice_to_stop(store, tmp_path, wait):
     assert (tmp_path/'c.pt').exists()==(wait<1)
     assert signal.getsignal(signal.SIGINT)==before
 
+def test_a_loaded_average_lies_in_memory_as_the_model(store, tmp_path):
+    "As fresh ones do: else the foreach update leaves its fast path on GPUs, where weights are channels-last"
+    from latentfast.data import latent_dls
+    from latentfast.training import diffusion_learner
+    from latentfast.unet import LatentUNet
+    def learner():
+        learn = diffusion_learner(latent_dls(store, bs=64), LatentUNet(nfs=(8,16), num_layers=1), precision=None, seed=0)
+        learn.path = tmp_path
+        return learn
+    learn = learner()
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
+    learn.save('one'); learn = learner(); learn.load('one'); before = [p.clone() for p in learn.ema_model.parameters()]
+    learn.model.to(memory_format=torch.channels_last)  # as `AutoPrecision` does there
+    assert any(a.stride()!=b.stride() for a,b in zip(learn.ema_model.parameters(), learn.model.parameters()))
+    learn('before_fit')
+    for a,b,c in zip(learn.ema_model.parameters(), learn.model.parameters(), before): assert a.stride()==b.stride() and torch.equal(a, c)
+
 # ---- killed
 
 KILLED = '''
