@@ -82,7 +82,9 @@ def parser():
     top = Parser(prog='latentfast', formatter_class=Help, description='Train a latent diffusion model on your own pictures.\n\n'+MAP)
     top.add_argument('--version', action='version', version=f'latentfast {latentfast.__version__}')
     subs = top.add_subparsers(dest='command', metavar='COMMAND')
-    for name,(func,text,args) in COMMANDS.items():
+    way = [line.split()[1] for line in MAP.splitlines() if line.startswith('  latentfast')]
+    for name in sorted(COMMANDS, key=lambda c: way.index(c) if c in way else len(way)):
+        func,text,args = COMMANDS[name]
         p = subs.add_parser(name, help=text.split('.')[0], description=text, formatter_class=Help)
         for names,kwargs in args: p.add_argument(*names, **kwargs)
     return top

@@ -74,8 +74,8 @@ def test_the_map_names_the_commands_in_the_order_of_a_project():
     shown = printed()
     way = re.findall(r'^  latentfast ([\w-]+)', shown, re.M)
     listed = re.findall(r'^    ([a-z][a-z-]+)(?: |$)', shown, re.M)
-    assert way==[c for c in listed if c in way] and listed==list(COMMANDS)
-    assert way[0]=='demo' and way[1:]==sorted(way[1:], key='train-vae encode info train-classifier train sample evaluate play'.split().index)
+    assert way==[c for c in listed if c in way] and {*listed}=={*COMMANDS}
+    assert way[0]=='demo' and way[1:]==sorted(way[1:], key='train-vae encode info verify train-classifier train sample evaluate play'.split().index)
 
 def test_a_dry_run_says_what_encode_makes(tmp_path, codec_folder):
     pictures = make_pictures(tmp_path/'pictures', 200)
@@ -113,7 +113,7 @@ def test_bash_completes_commands_options_choices_and_files(tmp_path):
         tab = f'COMP_WORDS=({" ".join(words)}); COMP_CWORD={len(words)-1}; COMP_TYPE=9; _shtab_latentfast latentfast'
         script = '\n'.join([printed('completion', 'bash'), tab, 'printf "%s\\n" "${COMPREPLY[@]}"'])
         return subprocess.run(['bash'], input=script, capture_output=True, text=True, cwd=tmp_path).stdout.split()
-    assert complete('latentfast', 'train-')==['train-lpips', 'train-vae', 'train-classifier']
+    assert complete('latentfast', 'train-')==['train-vae', 'train-classifier', 'train-lpips']
     assert complete('latentfast', 'encode', '--dr')==['--dry-run']
     assert complete('latentfast', 'encode', '--crop', 'c')==['center']
     assert complete('latentfast', 'encode', 'pho')==['photos']
