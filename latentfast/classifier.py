@@ -21,7 +21,7 @@ from fastai.interpret import ClassificationInterpretation
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy, top_k_accuracy
 from fastai.torch_core import to_device
-from .autoencoder import BUNDLED, show_images
+from .autoencoder import BUNDLED, load_whole, show_images
 from .callbacks import AutocastLearner, AutoPrecision, EpochSeed, fused_adamw
 from .data import latent_dls
 from .store import LatentStore
@@ -137,7 +137,7 @@ class LatentClassifier(ModelMixin, ConfigMixin):
         **kwargs  # As for diffusers' `ModelMixin.from_pretrained`
     ):
         "Load a saved classifier, safetensors only; raises `FileNotFoundError` where there is none and `ValueError` where it is damaged"
-        kwargs = {**dict(low_cpu_mem_usage=False), **kwargs, 'use_safetensors':True}
+        kwargs = {**dict(low_cpu_mem_usage=False), **kwargs}; kwargs.pop('use_safetensors', None)
         if path=='tiny-imagenet':
             path = BUNDLED/'classifier'
             if not (path/'config.json').exists():
@@ -146,11 +146,11 @@ class LatentClassifier(ModelMixin, ConfigMixin):
         if not Path(path).is_dir():
             if str(path).count('/')!=1 or str(path)[0] in './~':
                 raise FileNotFoundError(f'There is no folder {path}. Train a classifier first: latentfast train-classifier STORE {path}')
-            return super().from_pretrained(path, **kwargs)
+            return load_whole(super().from_pretrained, path, **kwargs)
         try: name = cls.load_config(path).get('_class_name')
         except OSError as e: raise FileNotFoundError(f'{path} holds no readable config.json, so it is not a saved classifier.') from e
         if name!='LatentClassifier': raise ValueError(f'{path} holds a {name}, not a LatentClassifier.')
-        try: net = super().from_pretrained(path, **kwargs)
+        try: net = load_whole(super().from_pretrained, path, **kwargs)
         except Exception as e:
             raise ValueError(f'The classifier in {path} is damaged: train or copy it again. ({str(e).splitlines()[0][:160]})') from e
         return net if 'torch_dtype' in kwargs else net.float()  # weights may be saved in half the bytes

@@ -18,6 +18,7 @@ from fastai.callback.core import Callback
 from fastai.torch_core import default_device
 from torch import nn, Tensor
 from .autoencoder import BUNDLED, send
+from .encode import _bar
 from .scenes import COLOURS, SHAPES, _EYE, _PLACES, _ZOOM, _rays
 from .store import LatentDataset, LatentStore, replacing
 
@@ -272,11 +273,8 @@ def store_text(
         unique = sorted({t for ts in texts.values() for t in ts if t.strip()}, key=lambda t: (len(t), t))  # those of a length together
         number, cut, ends = {t: i for i,t in enumerate(unique)}, 0, [0]
         folder.mkdir(parents=True, exist_ok=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            from tqdm.auto import tqdm
         with replacing(folder/'states.bin') as f:
-            for i in tqdm(range(0, len(unique), bs), desc='captions', unit=f' × {bs}', disable=not progress):
+            for i in _bar(f' × {bs}', iterable=range(0, len(unique), bs), desc='captions', disable=not progress):
                 with warnings.catch_warnings(record=True) as w: warnings.simplefilter('always'); states,mask = encoder(unique[i:i+bs])
                 cut += len(w); ends += (ends[-1]+mask.sum(1).cumsum(0)).tolist()
                 f.write(states[mask].clamp(-65504, 65504).half().numpy().tobytes())

@@ -15,7 +15,7 @@ from .classifier import LatentClassifier, classifier_learner
 from .data import latent_dls
 from .encode import encode
 from .sources import find_pictures, load_picture
-from .store import _names_in
+from .store import _names_in, replacing
 from .evaluation import evaluate, features, nearest
 from .feature_nets import alignments
 import latentfast.pipeline  # learn.export_pipeline
@@ -117,11 +117,13 @@ def _claim(out, settings):
     if out.exists() and (not out.is_dir() or _names_in(out) and not note.exists()):
         raise ValueError(f'{out} holds something else: give a new or empty folder.')
     if note.exists():
-        before = json.loads(note.read_text())
+        try: before = json.loads(note.read_text())
+        except ValueError: before = None
+        if not isinstance(before, dict): raise ValueError(f'{note} is damaged: delete {out} to begin anew.')
         diff = [f'{k}={before.get(k)!r} before, {v!r} now' for k,v in settings.items() if before.get(k)!=v]
         if diff: raise ValueError(f'{out} holds a demo with other settings ({"; ".join(diff)}): give another folder, or delete it.')
     out.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(settings))
+    with replacing(note) as f: f.write(json.dumps(settings).encode())
 
 def _nearest_picture(learn, z, store, nets):
     "Samples over the training pictures that are nearest to them: is it a copy?"

@@ -246,12 +246,12 @@ def _size(size, codec, pictures):
 def _cores(): return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 def _default_device(): return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device('cpu')
 
-def _bar(**kwargs):
+def _bar(unit=' pictures', **kwargs):
     with warnings.catch_warnings():  # tqdm.auto warns where a notebook has no ipywidgets; its text bar does
         warnings.simplefilter('ignore')
         from tqdm.auto import tqdm
-    look = '{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, ends {eta:%H:%M}, {rate_fmt}]'
-    return tqdm(bar_format=look, unit=' pictures', **kwargs)
+    look = '{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, ends {eta:%H:%M}, {rate_fmt}{postfix}]'
+    return tqdm(bar_format=look, unit=unit, **kwargs)
 
 # %% ../nbs/03_encode.ipynb #90fb7971
 def _finished(path, plan, store):
@@ -327,6 +327,7 @@ def encode(
     url, path = (str(store), fetch_store(store)) if is_url(store) else (None, Path(store).absolute())
     _one_of('crop', crop, 'center', 'random', 'none'); _one_of('dtype', dtype, 'float16', 'int8')
     _one_of('precision', precision, 'auto', 'bf16', 'fp32'); _one_of('engine', engine, 'local', 'ray')
+    if engine!='ray' and (address or num_gpus or concurrency): raise ValueError("address, num_gpus and concurrency are Ray's: give engine='ray' with them.")
     batch_size, shard_rows, max_pixels = _whole('batch_size', batch_size), _whole('shard_rows', shard_rows), _whole('max_pixels', max_pixels)
     workers, seed = _whole('workers', _cores() if workers is None else workers), _whole('seed', seed, 0)
     pictures = find_pictures(src, valid_pct, captions=captions)
@@ -357,6 +358,8 @@ def encode(
             with closing(made): records.update((f, (record, errors)) for f,record,errors in made)
         errors = [e for _,es in records.values() for e in es]
         if not any(r['rows'] for f,(r,_) in records.items() if f.startswith('train-')):
+            _put(job, without=['plan.json'])
+            for f in (*records, 'plan.json'): (path/f).unlink(missing_ok=True)  # nothing is kept: the folder is free for another call
             raise ValueError(f'Not one training picture of {src} could be used, such as {errors[0]["key"]}: {errors[0]["error"]}')
         with replacing(path/'errors.jsonl') as f: f.writelines(json.dumps(e).encode()+b'\n' for e in errors)
         plan = job.plan

@@ -21,7 +21,7 @@ from fastai.data.core import DataLoaders
 from fastai.torch_core import default_device, set_seed
 from fastcore.basics import listify
 from fasttransform import ItemTransform
-from .autoencoder import BUNDLED
+from .autoencoder import BUNDLED, load_whole
 from .callbacks import AutocastLearner, EpochSeed, fused_adamw
 from .sources import load_picture
 
@@ -96,7 +96,8 @@ class LPIPS(ModelMixin, ConfigMixin):
             raise FileNotFoundError(
                 'There is no bundled LPIPS here: make it with scripts/train_lpips_backbone.py, or give a folder.' if path=='tiny' else
                 f'There is no saved LPIPS in {path}: give the folder that save_pretrained or `latentfast train-lpips` wrote.')
-        try: return super().from_pretrained(folder, **{**kwargs, 'use_safetensors':True, 'low_cpu_mem_usage':False}).float().eval()
+        kwargs = {**kwargs, 'low_cpu_mem_usage': False}; kwargs.pop('use_safetensors', None)
+        try: return load_whole(super().from_pretrained, folder, **kwargs).float().eval()
         except Exception as e: raise ValueError(f'{path} could not be loaded as LPIPS: {str(e).strip().splitlines()[0][:200]}') from None
 
     @classmethod

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from functools import lru_cache, wraps
 import numpy as np, torch
 from torch import nn, Tensor
-from tqdm.auto import tqdm
 from .autoencoder import keep_memory, number_format
+from .encode import _bar
 from .schedule import (N_STEPS, OBJECTIVES, SCHEDULES, _fine, abar, add_noise, diffusers_scheduler, t_to_timestep, target, timestep_to_t,
                                  to_eps, to_x0)
 
@@ -556,7 +556,7 @@ def sample(
         return _steps(sampler)(f, x, steps=steps, eta=eta, schedule=schedule, objective=objective, noise=gens, spacing=spacing, t_max=t_max,
                                init=None if x0 is None else x0.to(x))
     def batches(): return [range(i, min(i+batch_size, n)) for i in range(0, n, batch_size)]
-    bar = tqdm(total=steps*(1 if yield_steps else len(batches())), desc=sampler, disable=not progress, leave=False)
+    bar = _bar(' steps', total=steps*(1 if yield_steps else len(batches())), desc=sampler, disable=not progress, leave=False)
     within = lambda: _sampling(model, device, dtype)
     if yield_steps: return _in_step([run(b) for b in batches()], steps, within, bar, callback)
     def after(*o): bar.update(); return callback(*o) if callback else None

@@ -328,7 +328,7 @@ def _read_table(url):
             return pcsv.read_csv(f, pcsv.ReadOptions(column_names=names, skip_rows=1),
                 pcsv.ParseOptions(delimiter=tab, newlines_in_values=True),
                 pcsv.ConvertOptions(column_types={n:pa.large_string() for n in names}, strings_can_be_null=True, null_values=['']))
-    except ValueError as e: raise ValueError(f'{url} is not a table in UTF-8 whose first line names the columns: {e}') from None
+    except (ValueError, csv.Error) as e: raise ValueError(f'{url} is not a table in UTF-8 whose first line names the columns: {e}') from None
 
 def _column(table, name, kind, url):
     "One column; ValueError if it isn't there, or misses a value"
@@ -477,7 +477,7 @@ def _parquet_rows(url):
             key, label, caption, status = (_pick(schema.names, w) for w in (('key','__key__'), _LABEL, _CAPTION, ('status',)))
             table = file.read(columns=[c for c in (key, label, caption, status) if c])
             sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
-        except pa.ArrowException as e: raise ValueError(f'{url} is damaged or not a parquet file ({e}): copy it again.') from None
+        except (pa.ArrowException, OSError) as e: raise ValueError(f'{url} is damaged or not a parquet file ({e}): copy it again.') from None
     if _picture_column(schema) is None:
         raise ValueError(f'{url} has the columns {", ".join(schema.names)}; one called {", ".join(_IMAGE)} has to hold pictures.')
     n = sum(sizes)
@@ -487,8 +487,9 @@ def _parquet_rows(url):
     if keys.null_count: raise ValueError(f'{url} has {keys.null_count} rows with no {key}.')
     labels = _plain(table[label].combine_chunks()) if label else texts(None)
     good = Texts(texts(status))=='success' if status else np.full(n, True)
-    features = json.loads((schema.metadata or {}).get(b'huggingface', '{}')).get('info', {}).get('features', {})
-    return *(c.filter(pa.array(good)) for c in (keys, labels, texts(caption))), at[good], features.get(label, {}).get('names'), int((~good).sum())
+    try: names = json.loads(schema.metadata[b'huggingface'])['info']['features'][label]['names']
+    except (KeyError, TypeError, ValueError): names = None  # written by something else
+    return *(c.filter(pa.array(good)) for c in (keys, labels, texts(caption))), at[good], names, int((~good).sum())
 
 _parquets = partial(_shards, 'parquet', _parquet_rows, _open_cell)
 

@@ -15,6 +15,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from diffusers.utils import is_accelerate_available
 from .conditioning import CaptionEncoder
+from .autoencoder import load_whole
 from .winograd import Conv3x3, fast_layout
 
 # %% ../nbs/08_unet.ipynb #b9250d86
@@ -284,8 +285,9 @@ class LatentUNet(ModelMixin, ConfigMixin):
         path, # Folder or hub id
         **kw  # Anything for diffusers' ModelMixin.from_pretrained
     ):  # The U-Net that was saved there
-        "A saved U-Net. Reads safetensors only, never a pickle"
-        return super().from_pretrained(path, **dict(low_cpu_mem_usage=is_accelerate_available())|kw|dict(use_safetensors=True))
+        "A saved U-Net, safetensors only. ValueError where weights are missing"
+        kw = dict(low_cpu_mem_usage=is_accelerate_available())|kw; kw.pop('use_safetensors', None)
+        return load_whole(super().from_pretrained, path, **kw)
 
 # %% ../nbs/08_unet.ipynb #f9bff67f
 def unet_params(

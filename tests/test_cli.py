@@ -73,6 +73,18 @@ def test_interrupted_training_goes_on_to_the_same_weights(work, model, sig):
     a, b = ((m/'unet'/'diffusion_pytorch_model.safetensors').read_bytes() for m in (model, out))
     assert a==b
 
+def test_two_trainings_in_one_folder(work, tmp_path):
+    "The second is refused, and leaves the first one's folder alone"
+    from latentfast.encode import _locked
+    out = tmp_path/'model'; out.mkdir()
+    with _locked(out): assert 'another process' in one_line_error('train', work/'store', out, *TRAIN)
+    assert out.exists()
+
+@pytest.mark.parametrize('text', ['{}', '[]', 'null', '{"command": "train"}', '{"comm'])
+def test_a_note_that_is_not_ours(work, tmp_path, text):
+    out = tmp_path/'model'; out.mkdir(); (out/'training.json').write_text(text)
+    assert 'damaged' in one_line_error('train', work/'store', out, *TRAIN)
+
 def test_the_loss_on_features_and_the_weighting_are_chosen_by_name(work, model):
     latentfast('train', work/'store', work/'pooled', '--perceptual', work/'clf', '--loss', 'pooled', '--weight', .3, '--weighting', 'none', *TRAIN)
     card, other = ((m/'README.md').read_text() for m in (model, work/'pooled'))
@@ -121,6 +133,9 @@ def test_bad_input_costs_one_line(work, model, tmp_path):
         (('train', store, tmp_path/'m', '--prompts', clf/'config.json'), '--cond'),
         (('train', store, tmp_path/'m', '--loss', 'pooled'),           '--loss wants --perceptual'),
         (('train', store, tmp_path/'m', '--cond-drop', .2),            '--cond-drop wants --cond'),
+        (('train', store, tmp_path/'m', '--lr', 0),                    '--lr: 0: give a number above 0'),
+        (('train', store, tmp_path/'m', '--perceptual', clf, '--weight', -1), '--weight'),
+        (('encode', work/'scenes', tmp_path/'s', '--concurrency', 2),  'ray'),
         (('play', model, '--port', 0),                                 '--port'),
         (('train-vae', empty, tmp_path/'c'),                           'no pictures'),
         (('train-vae', work/'scenes', tmp_path/'c', '--epochs', 0),    '--epochs'),
