@@ -25,6 +25,7 @@ from fastcore.meta import delegates
 from fastcore.xtras import ContextManagers, join_path_file
 from torch import nn, Tensor
 from .autoencoder import fast_dtype, keep_memory, number_format
+from .encode import _bar
 from .store import replacing
 try: from fastai.distributed import DistributedDL, DistributedTrainer
 except (ImportError, NameError): DistributedDL, DistributedTrainer = object, Callback  # fastai needs accelerate for it
@@ -495,15 +496,14 @@ def before_train(self:Checkpoint):
 
 # %% ../nbs/04a_callbacks.ipynb #3f0d0452
 class TrainProgress(Callback):
-    "One tqdm bar over all epochs, with batches a second, the time left and the losses"
+    "One tqdm bar over all epochs, with batches a second, the time left, when it ends and the losses"
     order, run_valid = Recorder.order+11, True
     def __init__(self,
         label:str='train',  # In front of the bar
         show:bool=True      # False keeps quiet
     ): self.label, self.show, self.bar = label, show, None
     def before_fit(self):
-        from tqdm.auto import tqdm
-        self.losses, self.bar = {}, tqdm(total=self.n_epoch*len(self.dls.train), desc=self.label, unit='batch', disable=not self.show, mininterval=1.)
+        self.losses, self.bar = {}, _bar(' batches', total=self.n_epoch*len(self.dls.train), desc=self.label, disable=not self.show, mininterval=1.)
     def after_batch(self):
         if not self.training: return
         self.bar.update()
