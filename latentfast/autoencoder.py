@@ -111,10 +111,12 @@ def load_whole(
     **kwargs # Its other arguments
 ):           # The model
     "What diffusers loads, safetensors only; ValueError where a file lacks weights, which diffusers would fill with random numbers"
+    also_info = kwargs.pop('output_loading_info', False)
     model, info = load(path, **kwargs, use_safetensors=True, output_loading_info=True)
     if missing := sorted(info['missing_keys']):
-        raise ValueError(f'{path} holds not all weights of a {type(model).__name__}: {len(missing)} are missing, such as {missing[0]}. Save or copy it again.')
-    return model
+        raise ValueError(f'{path} holds the weights of another network, or not all of them: {len(missing)} that {type(model).__name__} needs are missing, '
+                         f'such as {missing[0]}. Save or copy it again.')
+    return (model, info) if also_info else model
 
 def _load_autoencoder(path):
     "The diffusers autoencoder in folder or hub id `path`, of whatever class its config.json names"
@@ -132,7 +134,8 @@ def _load_autoencoder(path):
         except Exception as e: raise ValueError(f'{folder} could not be loaded as a {name}: {str(e).splitlines()[0][:200]} (only safetensors weights are read)') from None
     if str(path).count('/')!=1 or str(path).startswith(('.', '/', '~')):
         raise FileNotFoundError(f"There is no folder {path}. Give 'tiny', a folder or a hub id such as stabilityai/sd-vae-ft-ema.")
-    try: return load_whole(AutoModel.from_pretrained, str(path), low_cpu_mem_usage=False)
+    try: return load_whole(getattr(diffusers, AutoModel.load_config(str(path))['_class_name']).from_pretrained, str(path), low_cpu_mem_usage=False)
+    except ValueError: raise  # it was found, and isn't whole
     except Exception as e:
         raise FileNotFoundError(f"No autoencoder {path!r}: it is neither 'tiny', nor a folder here, nor could it be downloaded from the hub "
                                 f'({type(e).__name__}: {str(e).splitlines()[0][:120]}).') from None

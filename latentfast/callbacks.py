@@ -8,7 +8,7 @@ __all__ = ['fused_adamw', 'AutoPrecision', 'LatentDistributedDL', 'LatentDistrib
            'EpochSeed', 'Checkpoint', 'TrainProgress']
 
 # %% ../nbs/04a_callbacks.ipynb #22a40988
-import math, random, signal, threading, time
+import math, os, random, signal, threading, time
 from contextlib import contextmanager, ExitStack
 from functools import partial
 from pathlib import Path
@@ -380,18 +380,20 @@ def _stop(number):
 @contextmanager
 def _signals(self:Checkpoint):
     "Ctrl-C and SIGTERM wait where it is about to save; asked again, a second later or more, they don't"
-    first = 0.
+    first, here = 0., os.getpid()  # a process that is forked meanwhile has no training to save
     def ask(number, frame):
         nonlocal first
-        if not self.will_save or self.stop_asked and time.time()-first>1: _stop(number)
+        if os.getpid()!=here or not self.will_save or self.stop_asked and time.time()-first>1: _stop(number)
         if not self.stop_asked: self.stop_asked, first = number, time.time()  # torchrun passes on what its processes have had already
     main = threading.current_thread() is threading.main_thread()  # only there Python takes signals
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM) if main and signal.getsignal(s) is not signal.SIG_IGN}
-    for s in before: signal.signal(s, ask)
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    taken = [s for s,handler in usual.items() if main and signal.getsignal(s)==handler]  # others are somebody's own
+    for s in taken: signal.signal(s, ask)
     try: yield
     finally:
-        self.will_save, self.stop_asked = False, None
-        for s,handler in before.items(): signal.signal(s, handler or signal.SIG_DFL)
+        for s in taken: signal.signal(s, usual[s])
+        stop, self.will_save, self.stop_asked = self.stop_asked, False, None
+    if stop and not rank_distrib(): _stop(stop)  # the fit ended otherwise before it came to that
 
 # %% ../nbs/04a_callbacks.ipynb #a164dbb7
 @patch
@@ -419,9 +421,9 @@ def after_epoch(self:Checkpoint):
         if self.epoch+1==self.n_epoch: self.fits += 1
         return
     self.done = 0
-    stop, self.will_save = self.stop_asked, False
     last, cheap = self.epoch+1==self.n_epoch, self.cost<.1 or time.time()-self.saved>20*self.cost  # at most a twentieth of the time
-    if stop or last or cheap: self._save(0)
+    if self.stop_asked or last or cheap: self._save(0)
+    stop, self.will_save = self.stop_asked, False
     if last: self.fits += 1
     if self.after_save: self.after_save(self.epoch)
     if stop and not rank_distrib(): _stop(stop)

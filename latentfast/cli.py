@@ -205,8 +205,8 @@ def _verify(a):
     if not a.json: print(f'{a.store}: all shards are whole'+(' (sizes and headers only)' if a.quick else ', every checksum fits'))
 
 # %% ../nbs/17_cli.ipynb #869ba3a8
-def _claim(out, command, settings, may_change=()):
-    "Make folder `out` for `command`, or go on in it, also if what `may_change` is another now; gives whether its work is finished already"
+def _claim(out, command, settings, may_change=(), hold=None):
+    "Make folder `out` for `command`, or go on in it, also if what `may_change` is another now, and `hold` it; gives whether its work is finished already"
     from latentfast.store import _names_in
     out, note = Path(out), Path(out)/'training.json'
     if out.exists() and (not out.is_dir() or _names_in(out) and not note.exists()):
@@ -221,6 +221,7 @@ def _claim(out, command, settings, may_change=()):
         if diff: raise ValueError(f'{out} belongs to a training with other arguments ({diff}): give the same, or another folder.')
         if before.get('finished'): return True
     out.mkdir(parents=True, exist_ok=True)
+    if hold: hold(out)
     _write(note, dict(command=command, settings=settings))
     return False
 
@@ -238,8 +239,8 @@ def _fit(a, learn, settings, lr, cbs=(), may_change=(), **kwargs):
     from latentfast.callbacks import Checkpoint
     from latentfast.encode import _locked
     from latentfast.store import _names_in
-    if _claim(a.out, a.command, settings, may_change): return print(f'{a.out} is trained already.')
-    a.at_end.enter_context(_locked(a.out))  # until the command ends: two in one folder would write over each other
+    def hold(out): a.at_end.enter_context(_locked(out))  # until the command ends: two in one folder would write over each other
+    if _claim(a.out, a.command, settings, may_change, hold): return print(f'{a.out} is trained already.')
     try: learn.fit_quietly(a.epochs, lr, label=a.command, cbs=[Checkpoint(Path(a.out)/'checkpoint.pt', settings, may_change=may_change), *cbs], **kwargs)
     except BaseException:
         if _names_in(a.out)<={'training.json'}: shutil.rmtree(a.out)  # nothing was learnt yet: the folder is free for other arguments
@@ -505,7 +506,7 @@ def _train_vae(a):
     settings = _settings(a, 'valid_pct size kind model start factor latent_channels codebook epochs per_epoch batch_size lpips kl_weight disc_weight '
                          'disc_start ema seed', pictures=pictures.hash(), lr=lr)
     dls = picture_dls(pictures, a.size, bs=a.batch_size, valid_pct=a.valid_pct, per_epoch=a.per_epoch, num_workers=a.workers, seed=a.seed)
-    learn = vae_learner(dls, size='tiny' if a.model=='tiny' else None, model=model, lpips=lpips,
+    learn = vae_learner(dls, size=a.model, model=model, lpips=lpips,
         **_settings(a, 'kind factor latent_channels codebook kl_weight disc_weight disc_start ema seed'))
     results = _fit(a, learn, settings, lr, [ReconstructionProgress(every=a.sample_every, folder=out/'progress')], may_change=('lr','disc_weight','disc_start'))
     if results is None: return

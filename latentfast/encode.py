@@ -352,14 +352,13 @@ def encode(
         _put(job, 'plan.json')
         units, records = list(_units(pictures, shard_rows)), {}
         for f,rows in units: records[f] = _finished_shard(path/f, [pictures.keys[i] for i in rows], job.shape)
-        todo = [(f,rows) for f,rows in units if not records[f]]
+        todo, fresh = [(f,rows) for f,rows in units if not records[f]], not url and not any(records.values()) and not (path/'index.json').exists()
         with _bar(total=len(pictures), initial=len(pictures)-sum(len(rows) for _,rows in todo), desc='encode', disable=not progress) as bar:
             made = _make_shards(job, codec, todo, bar.update) if engine=='local' or not todo else _ray_shards(job, codec, todo, bar.update, address, num_gpus, concurrency)
             with closing(made): records.update((f, (record, errors)) for f,record,errors in made)
         errors = [e for _,es in records.values() for e in es]
         if not any(r['rows'] for f,(r,_) in records.items() if f.startswith('train-')):
-            _put(job, without=['plan.json'])
-            for f in (*records, 'plan.json'): (path/f).unlink(missing_ok=True)  # nothing is kept: the folder is free for another call
+            for f in (*records, 'plan.json') if fresh else (): (path/f).unlink(missing_ok=True)  # the folder is free for another call
             raise ValueError(f'Not one training picture of {src} could be used, such as {errors[0]["key"]}: {errors[0]["error"]}')
         with replacing(path/'errors.jsonl') as f: f.writelines(json.dumps(e).encode()+b'\n' for e in errors)
         plan = job.plan

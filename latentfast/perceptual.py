@@ -207,6 +207,10 @@ def _cache_name(net, dataset, layers):
     for k,v in sorted(net.state_dict().items()): h.update(k.encode() + v.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return f'{dataset.split}-{h.hexdigest()[:16]}.npy'
 
+def _free(device):
+    "Bytes of a GPU that nothing is in, those that PyTorch holds for later included"
+    return torch.cuda.mem_get_info(device)[0]+torch.cuda.memory_reserved(device)-torch.cuda.memory_allocated(device)
+
 @torch.no_grad()
 def cached_features(
     net:nn.Module,    # A frozen network with `features`
@@ -245,6 +249,6 @@ def cached_features(
         except OSError as e:
             warnings.warn(f'The activations cannot be kept in {path.parent} ({e.strerror}): they are computed at each step.')
             return None
-    if device.type!='cuda' or 4*table.nbytes<torch.cuda.mem_get_info(device)[0]: table = table.to(device)  # or row by row, from memory
+    if device.type!='cuda' or 4*table.nbytes<_free(device): table = table.to(device)  # or row by row, from memory
     def rows_to_features(rows): return [f.float().unflatten(1, s) for f,s in zip(send(table[rows.to(table.device)], device).split(sizes, 1), shapes)]
     return rows_to_features

@@ -46,7 +46,8 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         facts:dict=None,            # Plain facts of the training, for the model card
         prompt_encoder:dict=None,   # Which `TextEncoder` read the captions: name, layer, length, fingerprint; None if the U-Net has its own, or none
         cond_picture:dict=None,     # The pictures that were the condition: mean and std of their latents' channels, size
-        weak_unet=None              # A weaker `unet`, such as `KeepWeak` keeps: what `weak=True` goes away from
+        weak_unet=None,             # A weaker `unet`, such as `KeepWeak` keeps: what `weak=True` goes away from
+        cond_drop:float=.1          # Share of the training without the condition; 0 if it can't be guided away from none
     ):
         super().__init__()
         self.register_modules(unet=unet, vae=vae, scheduler=scheduler, weak_unet=weak_unet)
@@ -56,7 +57,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         self.register_to_config(latents_mean=list(latents_mean or [0.]*c), latents_std=list(latents_std or [1.]*c),
                                 latent_shape=list(latent_shape or []), schedule=schedule, codec_fingerprint=codec_fingerprint,
                                 classes=classes, objective=objective, preview=preview, facts=facts,
-                                prompt_encoder=prompt_encoder, cond_picture=cond_picture)
+                                prompt_encoder=prompt_encoder, cond_picture=cond_picture, cond_drop=cond_drop)
         self._codec, self._encoder, self._given = None, None, scheduler
 
     @property
@@ -121,7 +122,7 @@ def to_pipeline(self:DiffusionLearner,
         latent_shape=list(store.latent_shape), codec_fingerprint=codec.fingerprint, classes=list(store.classes),
         preview=[o.tolist() for o in fit_preview(store, codec, n=16)], facts={**self.training_facts(), **(facts or {})},
         prompt_encoder=reader and {k: reader[k] for k in ('name','layer','length','fingerprint')},
-        cond_picture=told(PictureCondition), weak_unet=deepcopy(getattr(self, 'weak_model', None)))
+        cond_picture=told(PictureCondition), cond_drop=self._cond_drop, weak_unet=deepcopy(getattr(self, 'weak_model', None)))
     pipe.codec  # looked at before anybody rounds its weights
     return pipe
 
@@ -208,7 +209,7 @@ def sample_latents(self:LatentDiffusionPipeline,
     n:int,         # How many
     size:int=None, # Height and width in pixels; the training pictures' if not given
     weak=None,     # A weaker model to go away from, by `guidance_scale`; see `__call__`
-    **kwargs       # As `latentfast.sampling.sample`
+    **kwargs       # As `latentfast.sampling.sample`, which guides nothing if no guidance_scale is given
 ):                 # Normalised latents [n,C,h,w]
     "Sample latents; raises `ValueError` for a size that the networks can't make"
     unet = self.unet
@@ -383,7 +384,7 @@ def __call__(self:LatentDiffusionPipeline,
         if prompt is not None: raise ValueError(f'Two prompts were given, {batch_size!r} and {prompt!r}: give one of them.')
         batch_size,prompt = None,batch_size
     asked = dict(label=label, prompt=prompt, negative_prompt=negative_prompt, cond_image=cond_image)
-    if guidance_scale is None: guidance_scale = 1.5 if weak is not None else 1. if all(o is None for o in asked.values()) else 3.
+    if guidance_scale is None: guidance_scale = 1.5 if weak is not None else 1. if all(o is None for o in asked.values()) or not self.config.cond_drop and classifier is None else 3.
     seed = _one_seed(seed, generator)
     if sampler is None and not eta: sampler = self._sampler()
     sampler, num_inference_steps = sampler_and_steps(sampler, num_inference_steps, eta)

@@ -75,7 +75,8 @@ def _fine(t): return t.float() if t.device.type=='mps' else t.double()  # MPS ha
 
 def _roots(abar, x):
     "√ᾱ and √(1-ᾱ), in a shape that multiplies x"
-    if not isinstance(abar, Tensor): abar = torch.full((), abar, device=x.device)
+    if isinstance(abar, (int,float)): abar = torch.full((), abar, device=x.device)  # which asks nobody to wait
+    elif not isinstance(abar, Tensor): abar = torch.as_tensor(abar, dtype=torch.float32)
     abar = abar.to(x.device, torch.float32 if x.device.type=='mps' else abar.dtype, non_blocking=x.is_cuda)
     if abar.ndim<2:
         if abar.numel() not in (1, len(x)):

@@ -401,12 +401,12 @@ class DiffusionLearner(AutocastLearner):
         n,                      # How many
         cond=None,              # What to draw: a prompt or a class name, or a list of one a picture; maps [n,C,h,w]; a dict of label=, prompt=, picture=; or a dict of tensors
         negative_prompt=None,   # What guidance moves away from, instead of nothing
-        guidance_scale:float=None,# How strongly `cond` is followed, 1 for no guidance; 3 if not given. Or how far away from `weak`, 1.5 if not given
+        guidance_scale:float=None,# How strongly `cond` is followed, 1 for no guidance; 3 if not given, but 1 after a training with `cond_drop=0`. Or how far away from `weak`, 1.5 if not given
         weak=None,              # A weaker model to go away from (autoguidance), or True for the one that `KeepWeak` kept; asked in the less noisy half of the times, or in `guidance_interval`
         **kwargs
     ):
         "Sample `n` normalised latents with the EMA weights; other arguments as `sample`"
-        if guidance_scale is None: guidance_scale = 1.5 if weak is not None else 1. if cond is negative_prompt is None else 3.
+        if guidance_scale is None: guidance_scale = 1.5 if weak is not None else 1. if cond is negative_prompt is None or not self._cond_drop else 3.
         model, asked = self.ema_model, self.conditions(n, cond, negative_prompt, guidance_scale)
         if weak is not None:
             if negative_prompt is not None: raise ValueError('Guidance moves away from negative_prompt= or from weak=: leave out one of them.')
@@ -414,6 +414,8 @@ class DiffusionLearner(AutocastLearner):
             model, guidance_scale = Autoguided(model, self._weak(weak), guidance_scale, kwargs.pop('guidance_rescale', 0.), kwargs.pop('guidance_interval', (0.,.5))), 1.
         return sample(model, n, schedule=self.noising.schedule, objective=self.noising.objective, shape=self.dls.store.latent_shape,
                       guidance_scale=guidance_scale, **asked, **kwargs)
+    @property
+    def _cond_drop(self): return self.condition_dropout.p if hasattr(self, 'condition_dropout') else 0.
     def _weak(self, weak):
         if weak is True and (weak := getattr(self, 'weak_model', None)) is None:
             raise ValueError('weak=True: no early average was kept. Train with cbs=KeepWeak(), or give a model.')

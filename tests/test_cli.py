@@ -78,7 +78,7 @@ def test_two_trainings_in_one_folder(work, tmp_path):
     from latentfast.encode import _locked
     out = tmp_path/'model'; out.mkdir()
     with _locked(out): assert 'another process' in one_line_error('train', work/'store', out, *TRAIN)
-    assert out.exists()
+    assert out.exists() and not (out/'training.json').exists()  # its arguments are not written over the first one's
 
 @pytest.mark.parametrize('text', ['{}', '[]', 'null', '{"command": "train"}', '{"comm'])
 def test_a_note_that_is_not_ours(work, tmp_path, text):
@@ -187,6 +187,11 @@ def test_an_autoencoder_of_ones_own_encodes(work, tmp_path, kind):
     latentfast('encode', work/'scenes', tmp_path/'store', '--size', 32, '--codec', tmp_path/'vae')
     assert str(tmp_path/'vae') in latentfast('info', tmp_path/'store').stdout
     assert 'trained already' in latentfast(*args).stdout and 'other arguments' in one_line_error(*args, '--lr', .1)
+
+def test_the_large_recipe_goes_on_with_an_autoencoder(work, codec_folder, tmp_path):
+    r = latentfast('train-vae', work/'scenes', tmp_path/'vae', '--model', 'ldm', '--start', codec_folder, '--size', 32, '--epochs', 1, '--per-epoch', 16, '--batch-size', 8,
+                   '--lpips', 'none')
+    assert 'held-out pictures' in r.stdout
 
 def test_a_distance_of_ones_own_trains_an_autoencoder(work, tmp_path):
     args = ['--net', 'tiny', '--size', 32, '--triplets', 60, '--epochs', 1]

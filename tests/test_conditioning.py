@@ -174,6 +174,16 @@ def test_the_rate_of_dropped_conditions(captioned, cond):
     assert abs(train-(empty+.3*(1-empty)))<.06
     if cond=='class': assert valid==0
 
+@pytest.mark.parametrize('drop,scale', [(.1, 3.), (0., 1.)])
+def test_the_usual_guidance(captioned, tmp_path, drop, scale):
+    "3; and none for a model that never saw what it would be guided away from"
+    learn, kw = told(captioned, 'class', 3, cond_drop=drop), dict(seed=0, precision=None)
+    x = learn.sample_latents(2, cond=['cat','dog'], steps=2, progress=False, **kw)
+    assert torch.equal(x, learn.sample_latents(2, cond=['cat','dog'], steps=2, progress=False, guidance_scale=scale, **kw))
+    pipe = LatentDiffusionPipeline.from_pretrained(learn.export_pipeline(tmp_path/'model'))
+    draw = lambda **more: pipe(label=['cat','dog'], num_inference_steps=2, output_type='latent', **kw, **more).images
+    assert torch.equal(draw(), draw(guidance_scale=scale)) and not torch.equal(draw(), draw(guidance_scale=2.))
+
 def test_a_class_is_learned_and_resumed(captioned, tmp_path):
     from latentfast.callbacks import Checkpoint
     class Stop(Callback):

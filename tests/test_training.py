@@ -170,6 +170,21 @@ def test_asked_twice_to_stop(store, tmp_path, wait):
     assert (tmp_path/'c.pt').exists()==(wait<1)
     assert signal.getsignal(signal.SIGINT)==before
 
+def test_a_stop_outlives_another_callbacks(store, tmp_path):
+    "Asked for in the validation; then early stopping ends the fit before the checkpoint sees the epoch's end"
+    from fastai.callback.core import Callback, CancelFitException
+    from latentfast.callbacks import Checkpoint
+    from latentfast.data import latent_dls
+    from latentfast.training import diffusion_learner
+    from latentfast.unet import LatentUNet
+    class Ends(Callback):
+        order = Checkpoint.order-1
+        def after_pred(self):
+            if not self.training: signal.raise_signal(signal.SIGINT)
+        def after_epoch(self): raise CancelFitException
+    learn = diffusion_learner(latent_dls(store, bs=64), LatentUNet(nfs=(8,16), num_layers=1), precision=None, cbs=[Checkpoint(tmp_path/'c.pt'), Ends()])
+    with learn.no_bar(), learn.no_logging(), pytest.raises(KeyboardInterrupt): learn.fit_one_cycle(2, 1e-3)
+
 def test_a_loaded_average_lies_in_memory_as_the_model(store, tmp_path):
     "As fresh ones do: else the foreach update leaves its fast path on GPUs, where weights are channels-last"
     from latentfast.data import latent_dls
