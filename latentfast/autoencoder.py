@@ -131,7 +131,7 @@ def _load_autoencoder(path):
         cls = getattr(diffusers, str(name), None)
         if cls is None or not hasattr(cls, 'decode'): raise ValueError(f'{folder} holds a {name}, and diffusers has no autoencoder of that name.')
         try: return load_whole(cls.from_pretrained, folder, low_cpu_mem_usage=False)
-        except Exception as e: raise ValueError(f'{folder} could not be loaded as a {name}: {str(e).splitlines()[0][:200]} (only safetensors weights are read)') from None
+        except Exception as e: raise ValueError(f'{folder} could not be loaded as a {name}: {str(e).splitlines()[0][:500]} (only safetensors weights are read)') from None
     if str(path).count('/')!=1 or str(path).startswith(('.', '/', '~')):
         raise FileNotFoundError(f"There is no folder {path}. Give 'tiny', a folder or a hub id such as stabilityai/sd-vae-ft-ema.")
     try: return load_whole(getattr(diffusers, AutoModel.load_config(str(path))['_class_name']).from_pretrained, str(path), low_cpu_mem_usage=False)

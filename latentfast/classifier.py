@@ -152,7 +152,7 @@ class LatentClassifier(ModelMixin, ConfigMixin):
         if name!='LatentClassifier': raise ValueError(f'{path} holds a {name}, not a LatentClassifier.')
         try: net = load_whole(super().from_pretrained, path, **kwargs)
         except Exception as e:
-            raise ValueError(f'The classifier in {path} is damaged: train or copy it again. ({str(e).splitlines()[0][:300]})') from e
+            raise ValueError(f'The classifier in {path} is damaged: train or copy it again. ({str(e).splitlines()[0][:500]})') from e
         return net if 'torch_dtype' in kwargs else net.float()  # weights may be saved in half the bytes
 
     def forward(self,

@@ -98,7 +98,7 @@ class LPIPS(ModelMixin, ConfigMixin):
                 f'There is no saved LPIPS in {path}: give the folder that save_pretrained or `latentfast train-lpips` wrote.')
         kwargs = {**kwargs, 'low_cpu_mem_usage': False}; kwargs.pop('use_safetensors', None)
         try: return load_whole(super().from_pretrained, folder, **kwargs).float().eval()
-        except Exception as e: raise ValueError(f'{path} could not be loaded as LPIPS: {str(e).strip().splitlines()[0][:200]}') from None
+        except Exception as e: raise ValueError(f'{path} could not be loaded as LPIPS: {str(e).strip().splitlines()[0][:500]}') from None
 
     @classmethod
     def from_lpips(cls,

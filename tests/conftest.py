@@ -1,5 +1,5 @@
 "What all tests share: a small autoencoder with random weights, and small pictures"
-import os
+import os, signal
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 from pathlib import Path
@@ -35,3 +35,10 @@ def codec(codec_folder):
 
 @pytest.fixture
 def pictures(tmp_path): return make_pictures(tmp_path/'pictures', 24)
+
+@pytest.fixture
+def interrupts():
+    "Ctrl-C interrupts, also where the tests are a job in the background, which ignores it"
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -149,7 +149,7 @@ class Asks(Callback):
 
 @pytest.mark.parametrize('training,batch', [(True,4), (False,0)])
 @pytest.mark.parametrize('number,error', [(signal.SIGINT,KeyboardInterrupt), (signal.SIGTERM,SystemExit)])
-def test_a_signal_waits_for_the_batch_or_the_epoch(tmp_path, number, error, training, batch):
+def test_a_signal_waits_for_the_batch_or_the_epoch(interrupts, tmp_path, number, error, training, batch):
     def fit(name, *cbs): return train(latents_learner([Noise(), Checkpoint(tmp_path/name), EpochSeed(1), *cbs]))
     whole, before = fit('calm.pt'), signal.getsignal(number)
     with pytest.raises(error) as e: fit('cut.pt', Asks(number, training))
@@ -158,7 +158,7 @@ def test_a_signal_waits_for_the_batch_or_the_epoch(tmp_path, number, error, trai
     s = read(tmp_path/'cut.pt'); assert (s['epoch'], s['batch'])==(1, batch)
     same(whole, fit('cut.pt'))
 
-def test_a_plain_learner_is_stopped_at_once(tmp_path):
+def test_a_plain_learner_is_stopped_at_once(interrupts, tmp_path):
     with pytest.raises(KeyboardInterrupt): train(latents_learner([Checkpoint(tmp_path/'c.pt'), EpochSeed(1), Asks(signal.SIGINT, True)], Learner))
     assert (read(tmp_path/'c.pt')['epoch'], read(tmp_path/'c.pt')['batch'])==(0, 0)
 

@@ -155,7 +155,7 @@ def test_slow_saves_do_not_eat_short_epochs(tmp_path):
     assert close(whole.model.state_dict(), mended.model.state_dict(), 0)
 
 @pytest.mark.parametrize('wait', [0., 1.1])
-def test_asked_twice_to_stop(store, tmp_path, wait):
+def test_asked_twice_to_stop(interrupts, store, tmp_path, wait):
     "At once the second time, but not where a launcher passes on what this process has had already"
     from fastai.callback.core import Callback
     from latentfast.callbacks import Checkpoint
@@ -170,7 +170,7 @@ def test_asked_twice_to_stop(store, tmp_path, wait):
     assert (tmp_path/'c.pt').exists()==(wait<1)
     assert signal.getsignal(signal.SIGINT)==before
 
-def test_a_stop_outlives_another_callbacks(store, tmp_path):
+def test_a_stop_outlives_another_callbacks(interrupts, store, tmp_path):
     "Asked for in the validation; then early stopping ends the fit before the checkpoint sees the epoch's end"
     from fastai.callback.core import Callback, CancelFitException
     from latentfast.callbacks import Checkpoint
