@@ -2,6 +2,6 @@
 import re, sys
 text = sys.stdin.read()
 text = re.sub(r'^#\|.*\n', '', text, flags=re.M)
-text = re.sub(r'\]\((?!http)([\w/-]+\.(?:ipynb|png))\)', r'](nbs/\1)', text).replace('](../', '](')
+text = re.sub(r'\]\((?!http)([\w/-]+\.(?:ipynb|png)(?:#[\w-]+)?)\)', r'](nbs/\1)', text).replace('](../', '](')
 text = re.sub(r'^```\n(?=from |import )', '```python\n', text, flags=re.M)
 sys.stdout.write(re.sub(r'\n{3,}', '\n\n', text).strip()+'\n')
